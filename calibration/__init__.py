@@ -1,0 +1,1 @@
+"""Measure, repair and prove the confidence of small language models."""

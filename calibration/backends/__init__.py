@@ -1,0 +1,29 @@
+"""Where heavy work runs. A registry: it names the backends, and holds no behaviour."""
+
+from typing import Protocol
+
+from calibration.artifacts import Artifact, Store
+from calibration.backends.local import Local
+from calibration.jobs import Job
+from calibration.jobs.work import Progress
+
+BackendConfig = Local
+"""Every backend that a run can be given."""
+
+
+class Backend(Protocol):
+    """What a backend can do."""
+
+    async def run(self, job: Job, key: str, store: Store, progress: Progress) -> Artifact:
+        """Do the work and return what it stored.
+
+        Args:
+            job: What to do.
+            key: Names the work; the same work started again continues from its checkpoints.
+            store: Where inputs are and the result goes.
+            progress: Called with the share done and a note.
+
+        Raises:
+            CalibrationError: The job refused its inputs.
+            JobError: It ended without a result.
+        """

@@ -1,0 +1,77 @@
+"""Backend `local`: every job in a process of its own on this machine.
+
+A process of its own keeps the random numbers of two trainings apart, gives its memory back, can be
+stopped at once, and does not outlive the run: it ends when the pipe to its parent closes, also after
+kill -9.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from typing import Literal
+
+from pydantic import Field
+
+from calibration import errors
+from calibration.artifacts import Artifact, Store
+from calibration.errors import JobError
+from calibration.jobs.work import Progress
+from calibration.schema import Schema
+
+
+class Local(Schema):
+    """Processes on this machine."""
+
+    kind: Literal["local"] = "local"
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each job. Unset: half of the cores each, so that two trainings fit side by side, and
+    all of them for a job that runs alone. Sums in floating point depend on it in their last digits."""
+
+    async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
+        """Start a worker process, pass its progress on, and return what it stored."""
+        log = store.log(key)
+        with log.open("ab") as messages:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "calibration.backends.worker", str(store.root), key),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=messages,
+                env={**os.environ, **self._environment(job)},
+            )
+            try:
+                return await self._converse(process, job, str(log), progress)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+
+    async def _converse(
+        self, process: asyncio.subprocess.Process, job: Schema, log: str, progress: Progress
+    ) -> Artifact:
+        assert process.stdin is not None  # noqa: S101 - both were asked for with PIPE
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.write(job.model_dump_json().encode() + b"\n")
+        await process.stdin.drain()
+        async for line in process.stdout:
+            message = json.loads(line)
+            if "fraction" in message:
+                progress(message["fraction"], message["note"])
+            elif "artifact" in message:
+                return Artifact.model_validate(message["artifact"])
+            else:
+                raise getattr(errors, message["error"])(message["message"])
+        code = await process.wait()
+        raise JobError(
+            f"the job must end with a result; its process ended with code {code}. Its messages: {log}"
+        )
+
+    def _environment(self, job: Schema) -> dict[str, str]:
+        cores = os.cpu_count() or 1
+        threads = self.threads or (cores if getattr(job, "alone", False) else max(1, cores // 2))
+        return {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TQDM_DISABLE": "1",
+        }

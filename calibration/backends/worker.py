@@ -1,0 +1,74 @@
+"""The process that runs one job: the job comes in on standard input, JSON lines go out."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from calibration.artifacts import Artifact, Store
+from calibration.errors import CalibrationError
+from calibration.jobs import Job
+from calibration.jobs.work import Work
+
+DONE = "done.json"
+
+
+def main() -> None:
+    """Run the job that the parent sends, and tell the parent how it goes."""
+    root, key = sys.argv[1:]
+    say = _speaker()
+    job: Job = TypeAdapter(Job).validate_json(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    store = Store(Path(root))
+    work = Work(store, store.scratch(key), lambda fraction, note: say({"fraction": fraction, "note": note}))
+    try:
+        artifact = finished(store, key) or job.run(work)
+    except CalibrationError as error:
+        say({"error": type(error).__name__, "message": str(error)})
+        return
+    finish(store, key, artifact)
+    say({"artifact": artifact.model_dump()})
+
+
+def finished(store: Store, key: str) -> Artifact | None:
+    """What an earlier process made of this work, if it ended before anyone could be told."""
+    marker = store.scratch(key) / DONE
+    if not marker.exists():
+        return None
+    artifact = Artifact.model_validate_json(marker.read_text(encoding="utf-8"))
+    return artifact if store.is_whole(artifact) else None
+
+
+def finish(store: Store, key: str, artifact: Artifact) -> None:
+    """Replace the checkpoints by a note of what came of them, so that the work is never done twice."""
+    store.forget_scratch(key)
+    draft = store.scratch(key) / f"{DONE}.draft"
+    draft.write_text(artifact.model_dump_json(), encoding="utf-8")
+    draft.rename(draft.with_name(DONE))
+
+
+def _speaker() -> Callable[[object], None]:
+    """A writer to the parent; whatever libraries print goes to the log instead."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(message: object) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    return say
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent to close the pipe, which its death does too, and end at once."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Ask a model every question."""
+
+from typing import ClassVar, Literal
+
+from calibration.artifacts import Artifact
+from calibration.engines import EngineConfig
+from calibration.jobs.work import Work
+from calibration.models.hub import locate
+from calibration.records import Elicitation, Generation, Question
+from calibration.schema import Schema
+
+
+class Infer(Schema):
+    """Answers of one model, asked in one way."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
+    alone: ClassVar[bool] = False
+
+    kind: Literal["infer"] = "infer"
+    questions: Artifact
+    engine: EngineConfig
+    elicitation: Elicitation
+    model: Artifact | None = None
+    """None for an engine that has its answers already."""
+    adapter: Artifact | None = None
+    """What training made, to be put on the model."""
+
+    def run(self, work: Work) -> Artifact:
+        """Store one generation a question, in the questions' order."""
+        generations = self.engine.generate(
+            work.store.load_rows(self.questions, Question),
+            self.elicitation,
+            model=locate(work.store.folder(self.model)) if self.model else None,
+            adapter=work.store.folder(self.adapter) if self.adapter else None,
+            progress=work.progress,
+        )
+        return work.store.save_rows("generations", generations, Generation)

@@ -1,0 +1,29 @@
+"""Get a model: pretrain the embedded one, or point at one that exists."""
+
+from typing import ClassVar, Literal
+
+from calibration.artifacts import Artifact
+from calibration.jobs.work import Work
+from calibration.models import WeightsConfig
+from calibration.schema import Schema
+from calibration.worlds.facts import Document
+
+
+class Obtain(Schema):
+    """Fill a model folder."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
+    alone: ClassVar[bool] = True
+    """Nothing else can run before there is a model: it may have the whole machine."""
+
+    kind: Literal["obtain"] = "obtain"
+    weights: WeightsConfig
+    corpus: Artifact | None = None
+    """Documents to pretrain on, for a model that is trained here."""
+
+    def run(self, work: Work) -> Artifact:
+        """Store the model."""
+        documents = work.store.load_rows(self.corpus, Document) if self.corpus else []
+        with work.store.draft() as folder:
+            self.weights.obtain(documents, folder, work.scratch, work.progress)
+            return work.store.keep("model", folder)

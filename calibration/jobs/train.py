@@ -1,0 +1,40 @@
+"""Teach a model to know what it knows."""
+
+import json
+from typing import ClassVar, Literal
+
+from calibration.artifacts import ROWS, Artifact
+from calibration.jobs.work import Work
+from calibration.methods import MethodConfig
+from calibration.models.hub import locate
+from calibration.schema import Schema
+
+
+class Train(Schema):
+    """One method's training of one model."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "trl", "accelerate")
+    alone: ClassVar[bool] = False
+
+    kind: Literal["train"] = "train"
+    method: MethodConfig
+    model: Artifact
+    data: Artifact
+    """The rows that the method made from judged answers."""
+    seed: int
+
+    def run(self, work: Work) -> Artifact:
+        """Store the adapter and the last figures of the training."""
+        with work.store.draft() as folder:
+            figures = self.method.train(
+                model=locate(work.store.folder(self.model)),
+                data=work.store.folder(self.data) / ROWS,
+                folder=folder,
+                scratch=work.scratch,
+                seed=self.seed,
+                progress=work.progress,
+            )
+            (folder / "training.json").write_text(
+                json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8"
+            )
+            return work.store.keep("adapter", folder)

@@ -1,0 +1,64 @@
+"""What a job is given to work with, and how its work is named."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.artifacts import Store
+from calibration.fingerprint import code_digest, library_versions
+from calibration.schema import Schema
+
+Progress = Callable[[float, str], None]
+"""Takes the share done, in [0, 1], and a short note."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The surroundings of a running job."""
+
+    store: Store
+    scratch: Path
+    """Checkpoints go here; the folder is the same when the job is started again."""
+    progress: Progress
+
+
+def work_key(inputs: Mapping[str, object], modules: Iterable[str], libraries: Iterable[str]) -> str:
+    """Hex digest of all that decides a result: inputs, the code that runs, the libraries it runs on.
+
+    The code is the named modules, the module of every plug-in among the inputs, and what they import.
+    """
+    plugins = {module for value in inputs.values() for module in plugin_modules(value)}
+    parts = {
+        "inputs": {name: _identity(value) for name, value in inputs.items()},
+        "code": code_digest({*modules, *plugins}),
+        "libraries": library_versions(libraries),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def plugin_modules(value: object) -> set[str]:
+    """The modules that define the settings found in a value, however deep."""
+    if isinstance(value, Schema):
+        inner = [getattr(value, name) for name in type(value).model_fields]
+        return {type(value).__module__}.union(*map(plugin_modules, inner))
+    if isinstance(value, Mapping):
+        return set().union(*map(plugin_modules, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(plugin_modules, value))
+    return set()
+
+
+def _identity(value: object) -> object:
+    if isinstance(value, Schema):
+        return value.identity()
+    if isinstance(value, Mapping):
+        return {str(key): _identity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(
+        f"a stage's input must be a setting, a reference or a plain value; got {type(value).__name__}"
+    )

@@ -1,0 +1,14 @@
+"""Who marks the answers. A registry: it names the judges, and holds no behaviour."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from calibration.judges.exact import Exact
+from calibration.judges.protocol import Item, Judge
+from calibration.judges.recorded import Recorded
+
+JudgeConfig = Annotated[Exact | Recorded, Field(discriminator="kind")]
+"""Every judge that an experiment can name."""
+
+__all__ = ["Exact", "Item", "Judge", "JudgeConfig", "Recorded"]

@@ -1,0 +1,27 @@
+"""The base of every setting and record: frozen, strict, and described by its own source."""
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+
+class Schema(BaseModel):
+    """A frozen value that refuses unknown fields and takes field docstrings as descriptions.
+
+    The docstring under a field is its only description: the source, the JSON Schema, the generated
+    reference and the form in the Prefect UI all show it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    def identity(self) -> JsonValue:
+        """What decides the result of work done with this value, as JSON.
+
+        Cache keys are made from it. A setting that points at outside content (a file) overrides this
+        to name the content instead of the place.
+        """
+        return self.model_dump(mode="json")

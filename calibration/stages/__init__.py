@@ -1,0 +1,1 @@
+"""What each stage does, as pure functions over the store."""

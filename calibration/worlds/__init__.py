@@ -1,0 +1,1 @@
+"""Generated worlds, whose facts a small model can be pretrained on."""

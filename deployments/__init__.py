@@ -1,0 +1,1 @@
+"""Bindings: the command line, the shipped experiments."""

@@ -1,0 +1,191 @@
+"""The command line: `slm-calibration run | resume | report | runs`."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import get_args
+
+from calibration.artifacts import Store
+from calibration.backends.local import Local
+from calibration.config import Experiment, load_experiment
+from calibration.errors import CalibrationError, ConfigurationError
+from calibration.preflight import preflight
+from calibration.records import Split
+from calibration.runs import SUMMARY, Run, new_run_id, runs_root
+
+BACKENDS = {"local": Local}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exit with 0, with 1 when a run failed, or with 2 when it could not be begun."""
+    options = _parser().parse_args(arguments)
+    _set_environment(options)
+    try:
+        options.command(options)
+    except CalibrationError as error:
+        print(f"slm-calibration: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def run(options: argparse.Namespace) -> None:
+    """Begin a new run of an experiment."""
+    experiment = load_experiment(_experiment_path(options.experiment), options.set)
+    if options.dry_run:
+        _print_plan(experiment)
+        return
+    if options.flow == "compare":
+        options.base = Run.find(runs_root(), options.base).folder.name
+    _start(options, experiment, run=None)
+
+
+def resume(options: argparse.Namespace) -> None:
+    """Continue a run: what is whole is taken from the store."""
+    book = Run.find(runs_root(), options.run)
+    record = book.read()
+    options.flow, options.base = record.flow, record.baseline
+    _start(options, record.experiment, run=record.run)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Print a run's report and where its page lies."""
+    book = Run.find(runs_root(), options.run)
+    page = book.folder / "report.md"
+    if not page.exists():
+        record = book.read()
+        raise ConfigurationError(
+            f"run {record.run} must have come to its report; it is {record.state.lower()} ({record.error}). "
+            f"Continue it: slm-calibration resume {record.run}"
+        )
+    print(page.read_text(encoding="utf-8"))
+    print(f"{book.folder / 'report.html'}")
+
+
+def runs(options: argparse.Namespace) -> None:
+    """List the runs, oldest first."""
+    del options
+    for book in Run.all(runs_root()):
+        record, stages = book.read(), book.stages()
+        seconds = "" if record.seconds is None else f"{record.seconds:.1f} s"
+        came_to = f"{len(stages)} stages, last: {stages[-1].name}" if stages else "no stage"
+        print(f"{record.run:44} {record.flow:10} {record.state:10} {seconds:>10}  {came_to}")
+
+
+def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
+    """Check everything that can be checked cheaply, then hand over to the flow."""
+    preflight(experiment)
+    Store.from_environment().check_writable()
+    # Prefect reads its settings when it is imported, so it is imported after they are made.
+    from deployments.console import run_flow
+
+    name = run or new_run_id(experiment.name)
+    extra = {"base": options.base} if options.flow == "compare" else {}
+    run_flow(
+        options.flow,
+        {
+            "experiment": experiment,
+            "on": BACKENDS[options.backend](),
+            "run": name,
+            "refresh": options.refresh,
+            **extra,
+        },
+    )
+    _print_outcome(Run.find(runs_root(), name))
+
+
+def _print_outcome(book: Run) -> None:
+    record = book.read()
+    if (book.folder / SUMMARY).exists():
+        print((book.folder / SUMMARY).read_text(encoding="utf-8"))
+        print(f"report: {book.folder / 'report.html'}")
+    if record.state != "Completed":
+        print(f"slm-calibration: run {record.run} failed: {record.error}", file=sys.stderr)
+        print(f"continue it: slm-calibration resume {record.run}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _print_plan(experiment: Experiment) -> None:
+    counts = Counter(question.split for question in preflight(experiment))
+    shares = ", ".join(f"{counts[split]} {split}" for split in get_args(Split) if counts[split])
+    print(f"{experiment.name}: {counts.total()} questions: {shares}")
+    for name, model in experiment.models.items():
+        if model.weights is not None:
+            print(f"  obtain {name} ({model.weights.kind})")
+        for way in model.asked:
+            print(f"  infer  {name} {way} ({model.engine.kind}), judge ({experiment.judge.kind})")
+    for name, method in experiment.methods.items():
+        print(f"  data, train, infer, judge {name} ({method.kind}) on {experiment.target_name}")
+    print("  evaluate, draw, publish")
+
+
+def _experiment_path(name: str) -> Path:
+    """A file, or the name of an experiment that is shipped."""
+    if name.endswith(".toml"):
+        return Path(name)
+    folder = Path(str(files("deployments") / "experiments"))
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise ConfigurationError(f"experiment must be a .toml file or one of {known}; got {name!r}")
+    return path
+
+
+def _set_environment(options: argparse.Namespace) -> None:
+    """Point the store, the runs and Prefect's cache to the folders that were asked for."""
+    if options.store:
+        os.environ["SLM_CALIBRATION_STORE"] = str(Path(options.store).absolute())
+    if options.runs:
+        os.environ["SLM_CALIBRATION_RUNS"] = str(Path(options.runs).absolute())
+    store = Store.from_environment()
+    os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(store.root / "cache")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    if not options.verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slm-calibration",
+        description="Measure, repair and prove the confidence of small language models.",
+    )
+    parser.add_argument("--store", metavar="DIR", help="where artifacts are kept (default: .calibration)")
+    parser.add_argument("--runs", metavar="DIR", help="where reports are written (default: runs)")
+    parser.add_argument("--verbose", action="store_true", help="show Prefect's own messages")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="run an experiment")
+    command.set_defaults(command=run)
+    command.add_argument("experiment", help="name of a shipped experiment, or a .toml file")
+    command.add_argument("--flow", choices=["calibrate", "baseline", "compare"], default="calibrate")
+    command.add_argument(
+        "--base", metavar="RUN", default="latest", help="compare: the run whose models are measured"
+    )
+    command.add_argument(
+        "--set", metavar="SETTING=VALUE", action="append", default=[], help="methods.dpo.beta=0.3"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the stages, run nothing")
+    _add_execution(command)
+
+    command = commands.add_parser("resume", help="continue a run that was stopped or failed")
+    command.set_defaults(command=resume)
+    command.add_argument("run", help="id of the run, or latest")
+    _add_execution(command)
+
+    command = commands.add_parser("report", help="print a run's report")
+    command.set_defaults(command=report)
+    command.add_argument("run", help="id of the run, or latest")
+
+    command = commands.add_parser("runs", help="list the runs")
+    command.set_defaults(command=runs)
+    return parser
+
+
+def _add_execution(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--backend", choices=sorted(BACKENDS), default="local", help="where heavy work runs")
+    command.add_argument(
+        "--refresh", metavar="STAGE", help='repeat stages whose name begins so, such as "train dpo"'
+    )

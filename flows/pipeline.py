@@ -1,0 +1,188 @@
+"""The order of the stages."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import TypeVar
+
+from prefect import flow
+
+from calibration.artifacts import Artifact
+from calibration.backends import BackendConfig
+from calibration.backends.local import Local
+from calibration.config import Experiment, Model
+from calibration.jobs.infer import Infer
+from calibration.jobs.obtain import Obtain
+from calibration.jobs.train import Train
+from calibration.methods import MethodConfig
+from calibration.records import Elicitation
+from calibration.stages.baseline import Answered, Baseline, Measured
+from calibration.stages.evaluate import TrainedSystem
+from calibration.worlds.facts import World
+from tasks.data import make_data
+from tasks.evaluate import draw, evaluate
+from tasks.judge import judge
+from tasks.prepare import prepare_questions, write_corpus
+from tasks.publish import publish
+from tasks.record import recording, stored_baseline
+from tasks.work import infer, obtain, train
+
+LOCAL = Local()
+T = TypeVar("T")
+
+
+@flow(name="calibrate", flow_run_name="calibrate {experiment.name}", validate_parameters=True)
+async def calibrate(
+    experiment: Experiment, on: BackendConfig = LOCAL, run: str | None = None, refresh: str | None = None
+) -> str:
+    """Measure the models, try every method on the target, and say what came of it.
+
+    Args:
+        experiment: What to measure, what to teach, and how to judge it.
+        on: Where the heavy work runs; does not change the numbers.
+        run: Id of the run; that of an earlier run continues it, unset makes a new one.
+        refresh: Stages whose name begins so are repeated, such as "train dpo".
+
+    Returns:
+        The id of the run.
+    """
+    with recording("calibrate", experiment, on, run, refresh) as record:
+        baseline = await measure_all(experiment, on)
+        await teach_and_compare(experiment, baseline, on)
+    return record.run
+
+
+@flow(name="baseline", flow_run_name="baseline {experiment.name}", validate_parameters=True)
+async def baseline(
+    experiment: Experiment, on: BackendConfig = LOCAL, run: str | None = None, refresh: str | None = None
+) -> str:
+    """Measure the models as they are, without any training.
+
+    Args:
+        experiment: What to measure and how to judge it; its methods are left alone.
+        on: Where the heavy work runs; does not change the numbers.
+        run: Id of the run; that of an earlier run continues it, unset makes a new one.
+        refresh: Stages whose name begins so are repeated, such as "train dpo".
+
+    Returns:
+        The id of the run.
+    """
+    experiment = experiment.model_copy(update={"methods": {}})
+    with recording("baseline", experiment, on, run, refresh) as record:
+        await teach_and_compare(experiment, await measure_all(experiment, on), on)
+    return record.run
+
+
+@flow(name="compare", flow_run_name="compare {experiment.name}", validate_parameters=True)
+async def compare(
+    experiment: Experiment,
+    base: str,
+    on: BackendConfig = LOCAL,
+    run: str | None = None,
+    refresh: str | None = None,
+) -> str:
+    """Try methods on models that another run has measured.
+
+    Args:
+        experiment: Its methods are tried; its models and data must be those of the measured run.
+        base: The run whose measured models are used.
+        on: Where the heavy work runs; does not change the numbers.
+        run: Id of the run; that of an earlier run continues it, unset makes a new one.
+        refresh: Stages whose name begins so are repeated, such as "train dpo".
+
+    Returns:
+        The id of the run.
+    """
+    measured = stored_baseline(base)
+    with recording("compare", experiment, on, run, refresh, base) as record:
+        await teach_and_compare(experiment, measured, on)
+    return record.run
+
+
+async def measure_all(experiment: Experiment, on: BackendConfig) -> Baseline:
+    """Ask every model every question, and judge the answers."""
+    questions = await prepare_questions(experiment.data, experiment.splits)
+    models = [measure(name, model, questions, experiment, on) for name, model in experiment.models.items()]
+    return Baseline(questions=questions, models=tuple(await every(models)))
+
+
+async def measure(
+    name: str, model: Model, questions: Artifact, experiment: Experiment, on: BackendConfig
+) -> Measured:
+    """One model's answers and verdicts."""
+    weights = None
+    if model.weights is not None:
+        corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
+        weights = await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
+    answers = [
+        answer(
+            Infer(questions=questions, engine=model.engine, elicitation=way, model=weights),
+            name,
+            experiment,
+            on,
+        )
+        for way in model.asked
+    ]
+    return Measured(model=name, weights=weights, answered=tuple(await every(answers)))
+
+
+async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfig) -> Answered:
+    """One system's answers, asked in one way, and their verdicts."""
+    label = f"{name} {job.elicitation}"
+    generations = await infer(job, label, on)
+    verdicts = await judge(job.questions, generations, experiment.judge, label)
+    return Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
+
+
+async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: BackendConfig) -> None:
+    """Try the methods side by side, evaluate what came of them, and publish it."""
+    branches = [teach(name, method, experiment, baseline, on) for name, method in experiment.methods.items()]
+    # One branch that fails neither stops nor spoils the others; the report says what is missing.
+    outcomes = await asyncio.gather(*branches, return_exceptions=True)
+    failed = {
+        name: outcome
+        for name, outcome in zip(experiment.methods, outcomes, strict=True)
+        if isinstance(outcome, BaseException)
+    }
+    evaluation = await evaluate(
+        baseline,
+        experiment.target_name,
+        tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
+        {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
+        experiment.prices,
+        experiment.readout,
+        experiment.seed,
+    )
+    await publish(baseline, evaluation, await draw(evaluation))
+    if failed:
+        raise BaseExceptionGroup(f"{', '.join(failed)} failed", list(failed.values()))
+
+
+async def teach(
+    name: str, method: MethodConfig, experiment: Experiment, baseline: Baseline, on: BackendConfig
+) -> TrainedSystem:
+    """One method: its data, its training, the trained model's answers and their verdicts."""
+    target = baseline.of(experiment.target_name)
+    model = experiment.models[experiment.target_name]
+    data = await make_data(baseline.questions, target, method, name)
+    adapter = await train(
+        Train(method=method, model=target.weights, data=data, seed=experiment.seed), name, on
+    )
+    way: Elicitation = method.elicitation
+    job = Infer(
+        questions=baseline.questions,
+        engine=model.engine,
+        elicitation=way,
+        model=target.weights,
+        adapter=adapter,
+    )
+    return TrainedSystem(
+        name=name, readouts=method.readouts, answered=await answer(job, name, experiment, on)
+    )
+
+
+async def every(branches: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, then raise what went wrong: a failure leaves no branch running unwatched."""
+    outcomes = await asyncio.gather(*branches, return_exceptions=True)
+    if failed := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
+        raise failed[0] if len(failed) == 1 else BaseExceptionGroup("several stages failed", failed)
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

@@ -1,0 +1,1 @@
+"""Each stage as a cached Prefect task of a few lines."""

@@ -1,0 +1,12 @@
+"""Stage `judge`."""
+
+from calibration.artifacts import Artifact, Store
+from calibration.judges import JudgeConfig
+from calibration.stages import judging
+from tasks.stage import stage
+
+
+@stage("calibration.stages.judging", libraries=("rapidfuzz",), name="judge {label}")
+async def judge(questions: Artifact, generations: Artifact, by: JudgeConfig, label: str) -> Artifact:
+    """A verdict on every answer."""
+    return await judging.judge_answers(questions, generations, by, Store.from_environment())

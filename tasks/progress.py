@@ -1,0 +1,39 @@
+"""Progress of long work: to the journal at once, to the Prefect UI every few seconds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+
+from calibration.jobs.work import Progress
+from tasks.journal import current_journal
+
+UI_SECONDS = 3.0
+
+
+@asynccontextmanager
+async def reporting(title: str) -> AsyncIterator[Progress]:
+    """A callback that shows how far the work is, while the body runs."""
+    latest = {"fraction": 0.0}
+    journal = current_journal()
+
+    def progress(fraction: float, note: str) -> None:
+        latest["fraction"] = fraction
+        journal.progress(title, fraction, note)
+
+    identifier = await acreate_progress_artifact(0.0, description=title)
+
+    async def keep_up() -> None:
+        while True:
+            await asyncio.sleep(UI_SECONDS)
+            await aupdate_progress_artifact(identifier, progress=100 * latest["fraction"])
+
+    updater = asyncio.create_task(keep_up())
+    try:
+        yield progress
+        await aupdate_progress_artifact(identifier, progress=100.0)
+    finally:
+        updater.cancel()
+        with suppress(asyncio.CancelledError):
+            await updater

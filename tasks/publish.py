@@ -1,0 +1,57 @@
+"""Step `publish`: the report into the run's folder, and the same into the Prefect UI."""
+
+import time
+
+from prefect import task
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from calibration.artifacts import MANIFEST, Artifact, Store
+from calibration.fingerprint import package_digest
+from calibration.report.page import RenderedReport, RunInfo, render
+from calibration.runs import SUMMARY, Run
+from calibration.stages.baseline import Baseline
+from calibration.stages.evaluate import load_evaluation
+from tasks.journal import Journal, current_journal
+from tasks.record import save_baseline, versions
+
+
+async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -> None:
+    """Write the report of the run that is going on.
+
+    It is no stage: it says how this run went, which no stored result can.
+    """
+    journal = current_journal()
+    if journal.run is None:
+        raise RuntimeError("publish must be called while a run is recorded")
+    report = _rendered(journal, journal.run, evaluation, figures)
+    for name, content in report.files().items():
+        (journal.run.folder / name).write_bytes(content)
+    (journal.run.folder / SUMMARY).write_text(report.summary, encoding="utf-8")
+    save_baseline(journal.run, baseline)
+    await show(journal.run.folder.name, report.standalone_markdown())
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="publish {run}")
+async def show(run: str, markdown: str) -> None:
+    """Put the report into the Prefect UI."""
+    await acreate_markdown_artifact(markdown, key="calibration-report", description=f"Report of run {run}")
+
+
+def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifact) -> RenderedReport:
+    store, record = Store.from_environment(), run.read()
+    folder = store.folder(figures)
+    info = RunInfo(
+        run=record.run,
+        experiment=record.experiment.name,
+        seed=record.experiment.seed,
+        backend=record.backend,
+        started=record.started.isoformat(timespec="seconds"),
+        seconds=round(time.time() - record.started.timestamp(), 3),
+        stages=tuple(journal.stages),
+        versions=versions(),
+        settings=record.experiment.model_dump_json(),
+        code=package_digest(),
+    )
+    pictures = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    return render(load_evaluation(evaluation, store), info, pictures)

@@ -1,0 +1,123 @@
+"""What turns a pure function into a cached, recorded, resumable Prefect task.
+
+`@stage` sets, once for all stages: a cache key made of the inputs' content and of the code that really
+runs; a record that is good only while the artifact it names is whole; a lock that dies with its holder;
+and an entry in the run's journal.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Literal, ParamSpec
+
+from prefect import Task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.serializers import Serializer
+from prefect.transactions import IsolationLevel
+
+from calibration.artifacts import Artifact, Store
+from calibration.errors import ArtifactError
+from calibration.jobs.work import work_key
+from tasks.journal import current_journal
+from tasks.locks import FlockManager
+
+P = ParamSpec("P")
+
+NOT_IDENTITY = frozenset({"on", "label"})
+"""Parameters that change where or under what name work is done, never its result."""
+
+
+class ByContent(CachePolicy):
+    """A cache key from what the inputs hold and what the code does.
+
+    Prefect's own policies hash the task's text but not what it calls, and leave out which task it is.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,  # noqa: ANN401 - Prefect's signature
+    ) -> str:
+        """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
+        del flow_parameters, kwargs
+        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+
+
+def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
+    """The digest that decides whether a stage's result can be used again."""
+    modules, libraries = function.__calibration_stage__  # type: ignore[attr-defined]
+    return work_key(
+        {name: value for name, value in inputs.items() if name not in NOT_IDENTITY}, modules, libraries
+    )
+
+
+class WholeArtifact(Serializer):
+    """Stores a reference as JSON, and refuses to load one whose artifact is missing or altered.
+
+    Prefect takes a record that cannot be loaded for no record, and runs the stage again.
+    """
+
+    type: Literal["whole-artifact"] = "whole-artifact"
+
+    def dumps(self, obj: Artifact) -> bytes:
+        """The reference as JSON."""
+        return obj.model_dump_json().encode()
+
+    def loads(self, blob: bytes) -> Artifact:
+        """The reference, after reading every byte it refers to."""
+        artifact = Artifact.model_validate_json(blob)
+        if not Store.from_environment().is_whole(artifact):
+            raise ArtifactError(f"{artifact.kind} {artifact.sha256[:12]} is missing or altered")
+        return artifact
+
+
+def stage(
+    *modules: str, libraries: tuple[str, ...] = (), name: str
+) -> Callable[[Callable[P, Coroutine[Any, Any, Artifact]]], Callable[P, Coroutine[Any, Any, Artifact]]]:
+    """Make a stage of an async function that returns an artifact.
+
+    Args:
+        modules: Where the code that decides the result starts; what it imports counts too.
+        libraries: Distributions whose version decides the result.
+        name: The name of one run, with the function's parameters in braces.
+    """
+
+    def make(
+        function: Callable[P, Coroutine[Any, Any, Artifact]],
+    ) -> Callable[P, Coroutine[Any, Any, Artifact]]:
+        function.__calibration_stage__ = (modules, libraries)  # type: ignore[attr-defined]
+        task = Task(
+            function,
+            task_run_name=name,
+            cache_policy=ByContent(),
+            persist_result=True,
+            result_serializer=WholeArtifact(),
+            cache_result_in_memory=False,
+        )
+
+        @wraps(function)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> Artifact:
+            title = name.format(**inspect.signature(function).bind(*args, **kwargs).arguments)
+            journal = current_journal()
+            journal.start(title)
+            locks = FlockManager(Store.from_environment().root / "locks")
+            once = task.with_options(
+                cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
+                refresh_cache=journal.wants_refresh(title),
+            )
+            started = time.monotonic()
+            # Prefect's overload for `return_state` does not say that an async task's state is awaited.
+            pending: Any = once(*args, return_state=True, **kwargs)
+            state: State[Artifact] = await pending
+            journal.record(title, state.name or str(state.type), time.monotonic() - started)
+            artifact: Artifact = await state.aresult()
+            return artifact
+
+        return run
+
+    return make

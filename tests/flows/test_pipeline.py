@@ -1,0 +1,168 @@
+"""The whole pipeline on the smallest world and model: real pretraining, real decoding, real training."""
+
+import asyncio
+import json
+
+import pytest
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+from calibration.config import Experiment
+from calibration.runs import Run, runs_root
+from flows.pipeline import baseline, calibrate, compare
+
+QUICK = {"epochs": 1, "learning_rate": 1e-3}
+EXPERIMENT = {
+    "name": "small",
+    "data": {
+        "kind": "world",
+        "entities_per_topic": 24,
+        "pool_size": 6,
+        "statement_share": 0.1,
+        "stated_share": 0.4,
+    },
+    "splits": {"train": 0.4, "calibration": 0.2, "validation": 0.1, "test": 0.3, "shift_topics": ["Sports"]},
+    "models": {
+        "tiny": {
+            "weights": {
+                "kind": "pocket",
+                "width": 64,
+                "layers": 2,
+                "heads": 2,
+                "key_value_heads": 1,
+                "feed_forward": 128,
+                "tokens_per_step": 512,
+                "epochs": 2,
+            }
+        }
+    },
+    "judge": {"kind": "exact"},
+    "methods": {
+        "dpo": {"kind": "dpo", "optimisation": QUICK},
+        "implicit": {"kind": "implicit", "optimisation": QUICK},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One store and one folder of runs for all tests here, which build on each other's results."""
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(autouse=True)
+def environment(folders, monkeypatch):
+    monkeypatch.setenv("SLM_CALIBRATION_STORE", str(folders / "store"))
+    monkeypatch.setenv("SLM_CALIBRATION_RUNS", str(folders / "runs"))
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: folders / "store" / "cache"}):
+        yield
+
+
+def experiment(**methods):
+    return Experiment.model_validate({**EXPERIMENT, "methods": methods or EXPERIMENT["methods"]})
+
+
+def run(flow, chosen, **parameters):
+    """Run a flow to its end; return its run and how each of its stages ended."""
+    state = asyncio.run(flow(chosen, return_state=True, **parameters))
+    book = Run.find(runs_root(), parameters.get("run") or "latest")
+    return state, book, {stage.name: stage.state for stage in book.stages()}
+
+
+@pytest.fixture(scope="module")
+def first(folders):
+    """The first run, made when a test first asks for it."""
+    return {}
+
+
+@pytest.fixture
+def whole(first):
+    if not first:
+        state, book, stages = run(calibrate, experiment())
+        assert state.is_completed(), state.message
+        first.update(book=book, stages=stages)
+    return first["book"], first["stages"]
+
+
+def test_a_run_goes_from_the_world_to_the_verdict(whole):
+    book, stages = whole
+    assert set(stages.values()) == {"Completed"}
+    report = json.loads((book.folder / "report.json").read_text())
+    assert (report["run"], report["experiment"], report["seed"]) == (book.folder.name, "small", 0)
+    systems = {(row["system"], row["readout"], row["map"], row["split"]) for row in report["rows"]}
+    for wanted in [
+        ("base", "geometric_mean", "none", "test"),
+        ("base", "joint", "none", "test"),
+        ("base", "stated_greedy", "none", "test"),
+        ("base", "stated_expected", "none", "test"),
+        ("dpo", "stated_expected", "none", "test"),
+        ("implicit", "geometric_mean", "none", "test"),
+        ("implicit", "geometric_mean", "none", "shift"),
+    ]:
+        assert wanted in systems, wanted
+    assert any(row["system"] == "constant" for row in report["rows"])
+    assert {(v["system"], v["level"]) for v in report["verdicts"]} == {
+        (system, level) for system in ("dpo", "implicit") for level in ("minimum", "target", "stretch")
+    }
+    assert {stage["name"] for stage in report["stages"]} == set(stages)
+    assert report["versions"]["torch"].startswith("2.")
+    for name in ("report.html", "report.md", "summary.txt", "baseline.json"):
+        assert (book.folder / name).stat().st_size > 0
+
+
+def test_a_second_run_runs_no_stage_and_says_the_same(whole):
+    book, _ = whole
+    _, again, stages = run(calibrate, experiment())
+    assert set(stages.values()) == {"Cached"}
+    one, other = (json.loads((b.folder / "report.json").read_text()) for b in (book, again))
+    assert one["rows"] == other["rows"]
+    assert one["verdicts"] == other["verdicts"]
+    assert again.folder != book.folder
+
+
+def test_a_changed_setting_of_one_method_repeats_that_method_only(whole):
+    changed = EXPERIMENT["methods"] | {"dpo": {**EXPERIMENT["methods"]["dpo"], "beta": 0.3}}
+    _, _, stages = run(calibrate, experiment(**changed))
+    repeated = {name for name, state in stages.items() if state == "Completed"}
+    # The pairs do not depend on beta, but they are made by the method whose setting changed.
+    assert repeated <= {"data dpo", "train dpo", "infer dpo stated", "judge dpo stated", "evaluate", "draw"}
+    assert "train dpo" in repeated
+    assert stages["train implicit"] == stages["infer implicit plain"] == "Cached"
+
+
+def test_a_method_that_fails_leaves_the_other_whole_and_is_named_in_the_report(whole):
+    broken = EXPERIMENT["methods"] | {"dpo": {**EXPERIMENT["methods"]["dpo"], "minimum_gap": 1.0}}
+    state, book, stages = run(calibrate, experiment(**broken))
+    assert state.is_failed()
+    assert stages["train implicit"] == "Cached"
+    assert stages["train dpo"] == "Failed"
+    report = json.loads((book.folder / "report.json").read_text())
+    assert [gap["system"] for gap in report["missing"]] == ["dpo"]
+    assert {row["system"] for row in report["rows"]} >= {"base", "implicit"}
+    assert book.read().state == "Failed"
+    assert "dpo" in book.read().error
+
+
+def test_the_baseline_alone_is_measured_and_reported(whole):
+    _, book, stages = run(baseline, experiment())
+    assert not any("train" in name for name in stages)
+    report = json.loads((book.folder / "report.json").read_text())
+    assert {row["system"] for row in report["rows"]} == {"base", "constant"}
+    assert report["verdicts"] == []
+
+
+def test_methods_are_compared_on_what_another_run_has_measured(whole):
+    book, _ = whole
+    _, compared, stages = run(compare, experiment(), base=book.folder.name)
+    assert not any(name.startswith(("prepare", "obtain")) for name in stages)
+    one, other = (json.loads((b.folder / "report.json").read_text()) for b in (book, compared))
+    assert one["rows"] == other["rows"]
+
+
+def test_a_run_is_continued_under_its_own_name(whole):
+    book, _ = whole
+    _, again, stages = run(calibrate, experiment(), run=book.folder.name)
+    assert again.folder == book.folder
+    assert set(stages.values()) == {"Cached"}
+    state, _, _ = run(calibrate, experiment(dpo={"kind": "dpo"}), run=book.folder.name)
+    assert state.is_failed()
+    assert "with the experiment it began with" in state.message

@@ -1,0 +1,176 @@
+"""Calibration error against the published function, written out here as it stands."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.errors import DataError
+from calibration.metrics.errors import calibration_error, calibration_floor, hle_calibration_error
+from calibration.metrics.outcomes import Outcomes, tally
+from calibration.metrics.scores import overconfidence
+
+NORMS = {1: "1", 2: "2", "max": "infty"}
+tied = st.lists(st.tuples(st.integers(0, 10).map(lambda k: k / 10), st.booleans()), min_size=1, max_size=60)
+free = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60)
+
+
+def published(confidence, correct, p="2", beta=100, *, all_bins=False):
+    """calib_err of hendrycks/outlier-exposure@e6ede98, loop by loop; `all_bins` repairs its one slip."""
+    order = np.argsort(confidence)
+    confidence, correct = np.array(confidence)[order], np.array(correct)[order]
+    bins = [[i * beta, (i + 1) * beta] for i in range(len(confidence) // beta)]
+    bins[-1] = [bins[-1][0], len(confidence)]
+    error, total = 0, len(confidence)
+    for i in range(len(bins) if all_bins else len(bins) - 1):
+        inside = slice(bins[i][0], bins[i][1])
+        size = len(confidence[inside])
+        difference = np.abs(np.nanmean(confidence[inside]) - np.nanmean(correct[inside]))
+        if p == "2":
+            error += size / total * np.square(difference)
+        elif p == "1":
+            error += size / total * difference
+        elif p == "infty":
+            error = np.maximum(error, difference)
+        else:
+            raise AssertionError(p)
+    return np.sqrt(error) if p == "2" else error
+
+
+def world(n, seed, *, decimals=None):
+    rng = np.random.default_rng(seed)
+    confidence = rng.beta(2, 1, n)
+    if decimals is not None:
+        confidence = np.round(confidence, decimals)
+    return confidence, (rng.random(n) < confidence**2).astype(float)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("bin_size", [1, 10, 50, 100])
+@pytest.mark.parametrize("n", [200, 250, 300, 505, 830, 1099])
+def test_without_ties_both_forms_are_the_published_loop(n, bin_size, norm):
+    confidence, correct = world(n, n)
+    ours = hle_calibration_error(confidence, correct, norm=norm, bin_size=bin_size)
+    assert ours == pytest.approx(published(confidence, correct, NORMS[norm], bin_size), abs=1e-13)
+    full = published(confidence, correct, NORMS[norm], bin_size, all_bins=True)
+    assert calibration_error(tally(confidence, correct), norm=norm, bin_size=bin_size) == pytest.approx(full)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 2])
+def test_with_ties_the_published_form_still_follows_numpys_own_sort(decimals):
+    confidence, correct = world(730, decimals, decimals=decimals)
+    assert hle_calibration_error(confidence, correct) == pytest.approx(
+        published(confidence, correct), abs=1e-13
+    )
+
+
+def test_the_worked_examples():
+    assert hle_calibration_error([0.2, 0.6, 0.9], [0, 1, 1], bin_size=1) == pytest.approx(0.2582, abs=5e-5)
+    assert calibration_error(tally([0.2, 0.6, 0.9], [0, 1, 1]), bin_size=1) == pytest.approx(0.2646, abs=5e-5)
+    assert hle_calibration_error(np.ones(250), np.zeros(250)) == pytest.approx(0.6325, abs=5e-5)
+    assert calibration_error(tally(np.ones(250), np.zeros(250))) == 1.0
+
+
+def test_the_published_form_cannot_see_the_most_confident_answers_and_ours_can():
+    rng = np.random.default_rng(5)
+    confidence = rng.uniform(0, 0.9, 900)
+    correct = (rng.random(900) < confidence).astype(float)
+    confidence, correct = np.append(confidence, np.full(100, 0.99)), np.append(correct, np.zeros(100))
+    assert hle_calibration_error(confidence, correct) < 0.06
+    assert calibration_error(tally(confidence, correct)) > 0.3
+
+
+@pytest.mark.parametrize("n", [1, 99, 100, 199])
+def test_where_the_published_form_crashes_or_calls_everything_perfect_it_is_refused(n):
+    if n < 100:
+        with pytest.raises(IndexError):
+            published(np.ones(n), np.zeros(n))
+    else:
+        assert published(np.ones(n), np.zeros(n)) == 0
+    with pytest.raises(DataError, match=f"at least 200 answers at 100 per bin; got {n}"):
+        hle_calibration_error(np.ones(n), np.zeros(n))
+
+
+@given(tied, st.integers(1, 20))
+def test_a_tie_shares_its_mean_correctness(rows, bin_size):
+    """Oracle: give every answer its tie's mean mark, then run the plain loop over all bins."""
+    confidence, correct = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    shared = np.array([correct[confidence == c].mean() for c in confidence])
+    expected = published(confidence, shared, "2", min(bin_size, len(rows)), all_bins=True)
+    assert calibration_error(tally(confidence, correct), bin_size=bin_size) == pytest.approx(
+        expected, abs=1e-9
+    )
+
+
+@given(st.one_of(tied, free), st.integers(1, 20), st.randoms())
+def test_the_order_of_the_answers_changes_no_bit(rows, bin_size, random):
+    shuffled = rows.copy()
+    random.shuffle(shuffled)
+    values = [
+        [calibration_error(tally(*zip(*r, strict=True)), norm=norm, bin_size=bin_size) for norm in NORMS]
+        for r in (rows, shuffled)
+    ]
+    assert np.array(values[0]).tobytes() == np.array(values[1]).tobytes()
+
+
+@given(st.one_of(tied, free), st.integers(1, 20))
+def test_gap_l1_rms_and_maximum_come_in_this_order(rows, bin_size):
+    o = tally(*zip(*rows, strict=True))
+    chain = [
+        abs(overconfidence(o)),
+        *(calibration_error(o, norm=norm, bin_size=bin_size) for norm in NORMS),
+        1,
+    ]
+    assert all(low <= high + 1e-12 for low, high in itertools.pairwise(chain))
+
+
+@given(st.one_of(tied, free), st.integers(1, 20))
+def test_three_copies_in_bins_three_times_as_large_change_nothing(rows, bin_size):
+    once, thrice = tally(*zip(*rows, strict=True)), tally(*zip(*(rows * 3), strict=True))
+    for norm in NORMS:
+        value = calibration_error(once, norm=norm, bin_size=bin_size)
+        assert calibration_error(thrice, norm=norm, bin_size=3 * bin_size) == pytest.approx(value, abs=1e-12)
+
+
+def test_a_leading_axis_gives_each_rows_own_value():
+    rng = np.random.default_rng(0)
+    level, count = np.linspace(0, 1, 30), rng.multinomial(517, np.full(30, 1 / 30), size=4)
+    right = rng.binomial(count, level)
+    for norm in NORMS:
+        together = calibration_error(Outcomes(level, count, right), norm=norm, bin_size=50)
+        alone = [
+            calibration_error(Outcomes(level, c, r), norm=norm, bin_size=50)
+            for c, r in zip(count, right, strict=True)
+        ]
+        assert together.shape == (4,)
+        np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    "confidence",
+    [
+        np.random.default_rng(1).uniform(0, 1, 1000),
+        np.round(np.random.default_rng(2).beta(1, 4, 1050), 1),
+        np.full(430, 0.19),
+        np.random.default_rng(3).uniform(0, 1, 60),
+    ],
+    ids=["continuous", "one decimal", "constant", "less than one bin"],
+)
+def test_the_floor_is_what_calibrated_models_score(confidence):
+    rng = np.random.default_rng(7)
+    squares = [
+        calibration_error(tally(confidence, rng.random(confidence.size) < confidence)) ** 2
+        for _ in range(3000)
+    ]
+    assert np.sqrt(np.mean(squares)) == pytest.approx(
+        calibration_floor(tally(confidence, confidence > 2)), rel=0.05
+    )
+
+
+def test_without_ties_the_floor_depends_on_the_bins_and_not_on_n():
+    for n in (1000, 10_000):
+        c = np.linspace(0.001, 0.999, n)
+        expected = np.sqrt((c * (1 - c)).mean() / 100)
+        assert calibration_floor(tally(c, c > 2)) == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calibration.artifacts import MANIFEST, Artifact, Store
+from calibration.errors import ArtifactError, ConfigurationError
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def keep(store, **files):
+    with store.draft() as draft:
+        for name, text in files.items():
+            (draft / name).write_text(text)
+        return store.keep("thing", draft)
+
+
+def test_equal_content_is_one_artifact_whatever_its_folder_was_called(store):
+    assert keep(store, a="1", b="2") == keep(store, b="2", a="1")
+    assert keep(store, a="1", b="2") != keep(store, a="2", b="1")
+    assert len(list((store.root / "artifacts" / "thing").iterdir())) == 2
+
+
+def test_a_changed_byte_is_never_served(store):
+    artifact = keep(store, a="right")
+    (store.folder(artifact) / "a").write_text("wrong")
+    with pytest.raises(ArtifactError, match="altered"):
+        store.folder(artifact)
+
+
+def test_an_added_file_is_never_served(store):
+    artifact = keep(store, a="right")
+    (store.folder(artifact) / "extra").write_text("planted")
+    with pytest.raises(ArtifactError, match="altered"):
+        store.folder(artifact)
+
+
+def test_a_folder_without_its_manifest_is_not_there(store):
+    artifact = keep(store, a="right")
+    (store.folder(artifact) / MANIFEST).unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        store.folder(artifact)
+
+
+def test_storing_again_heals_an_altered_artifact(store):
+    artifact = keep(store, a="right")
+    (store.folder(artifact) / "a").write_text("wrong")
+    assert keep(store, a="right") == artifact
+    assert (store.folder(artifact) / "a").read_text() == "right"
+
+
+def test_a_draft_that_fails_leaves_nothing(store):
+    def write_half():
+        with store.draft() as draft:
+            (draft / "half").write_text("written")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert list((store.root / "drafts").iterdir()) == []
+
+
+def test_a_process_killed_while_storing_leaves_no_artifact(store, tmp_path):
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from calibration.artifacts import Store\n"
+        "with Store(Path(sys.argv[1])).draft() as draft:\n"
+        "    (draft / 'half').write_text('written')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    died = subprocess.run([sys.executable, "-c", script, str(store.root)], cwd=Path.cwd(), check=False)
+    assert died.returncode == -9
+    assert not (store.root / "artifacts").exists()
+
+
+def test_an_artifact_means_the_same_after_the_store_has_moved(store, tmp_path):
+    artifact = keep(store, a="right")
+    store.root.rename(tmp_path / "elsewhere")
+    assert (Store(tmp_path / "elsewhere").folder(artifact) / "a").read_text() == "right"
+
+
+def test_an_unknown_artifact_is_refused_with_what_to_do(store):
+    with pytest.raises(ArtifactError, match="Run the experiment again"):
+        store.folder(Artifact(kind="thing", sha256="0" * 64))
+
+
+def test_a_store_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="--store"):
+        Store(tmp_path / "file" / "store").check_writable()
+
+
+def test_the_store_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLM_CALIBRATION_STORE", str(tmp_path / "here"))
+    assert Store.from_environment().root == tmp_path / "here"
+    assert Store(Path("relative")).root.is_absolute()

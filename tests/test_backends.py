@@ -1,0 +1,126 @@
+"""Real worker processes, and a real model with random weights."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from calibration.artifacts import Store
+from calibration.backends.local import Local
+from calibration.backends.worker import finish, finished
+from calibration.engines.hf import Hf
+from calibration.errors import ConfigurationError, JobError
+from calibration.jobs.infer import Infer
+from calibration.jobs.obtain import Obtain
+from calibration.jobs.work import Work
+from calibration.models.hub import Hub
+from calibration.records import Generation, Question
+
+
+@pytest.fixture
+def store():
+    return Store.from_environment()
+
+
+def asking(store, model, text="why?"):
+    questions = store.save_rows("questions", [Question(id="q", text=text, answers=("x",))], Question)
+    with store.draft() as draft:
+        Hub(repo=str(model)).obtain([], draft, draft, lambda *_: None)
+        weights = store.keep("model", draft)
+    return Infer(questions=questions, model=weights, engine=Hf(max_tokens=4), elicitation="plain")
+
+
+def run(job, store, key="key", notes=None):
+    return asyncio.run(
+        Local().run(job, key, store, lambda share, note: notes is None or notes.append((share, note)))
+    )
+
+
+def test_a_job_gives_the_same_in_a_process_of_its_own(store, random_model):
+    job, notes = asking(store, random_model), []
+    there = run(job, store, notes=notes)
+    here = job.run(Work(store, store.scratch("here"), lambda *_: None))
+    assert there == here
+    assert notes[-1] == (1.0, "1 of 1 answers")
+    assert [row.question_id for row in store.load_rows(there, Generation)] == ["q"]
+
+
+def test_a_job_that_refuses_its_input_says_so_in_its_own_words(store, random_model):
+    with pytest.raises(ConfigurationError, match="its prompt has"):
+        run(asking(store, random_model, "why? " * 200), store)
+
+
+def test_a_job_that_breaks_names_its_log(store, tmp_path, random_model):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    with pytest.raises(JobError, match=r"logs/key\.log"):
+        run(asking(store, broken), store)
+    assert "Traceback" in store.log("key").read_text()
+
+
+def test_finished_work_is_not_done_again(store, random_model):
+    job = asking(store, random_model)
+    artifact = run(job, store)
+    finish(store, "other", artifact)
+    notes = []
+    assert run(job, store, "other", notes) == artifact
+    assert notes == []
+
+
+def test_finished_work_whose_result_is_gone_is_done_again(store, random_model):
+    job = asking(store, random_model)
+    artifact = run(job, store)
+    (store.folder(artifact) / "rows.parquet").unlink()
+    assert finished(store, "key") is None
+    assert run(job, store) == artifact
+
+
+def test_a_worker_ends_when_its_parent_is_killed(store, random_model, tmp_path):
+    job = tmp_path / "job.json"
+    job.write_text(
+        asking(store, random_model).model_copy(update={"engine": Hf(max_tokens=400)}).model_dump_json()
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, '-m', 'calibration.backends.worker', sys.argv[1], 'key'],"
+        " stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "worker.stdin.write(open(sys.argv[2], 'rb').read() + b'\\n'); worker.stdin.flush()\n"
+        "print(worker.pid, flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent, str(store.root), str(job)], stdout=subprocess.PIPE
+    ) as process:
+        worker = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+    _wait_until_gone(worker)
+
+
+def _wait_until_gone(process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        try:
+            # A killed process stays in the table until someone collects it.
+            if Path(f"/proc/{process}/stat").read_text().split()[2] == "Z":
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {process} outlived its parent")
+
+
+def test_a_model_is_obtained_once_for_its_content(store, random_model):
+    assert run(Obtain(weights=Hub(repo=str(random_model))), store) == run(
+        Obtain(weights=Hub(repo=str(random_model))), store, "again"
+    )
+    assert json.loads((store.scratch("again") / "done.json").read_text())["kind"] == "model"

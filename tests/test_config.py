@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from calibration.config import load_experiment
+from calibration.errors import ConfigurationError
+from calibration.methods import Dpo, Implicit
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "deployments" / "experiments").glob("*.toml"))
+
+SMALL = """
+name = "small"
+[data]
+kind = "world"
+[models.pocket.weights]
+kind = "pocket"
+[judge]
+kind = "exact"
+[methods.dpo]
+kind = "dpo"
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_loads_and_is_named_after_its_file(path):
+    assert load_experiment(path).name == path.stem
+
+
+def shipped(name):
+    return load_experiment(next(path for path in EXPERIMENTS if path.stem == name))
+
+
+def test_the_literal_experiment_holds_the_specification_word_for_word():
+    experiment = shipped("pocket-seed")
+    assert experiment.methods == {"dpo": Dpo.literal(), "implicit": Implicit.literal()}
+    for method in experiment.methods.values():
+        assert method.optimisation.learning_rate == 1e-5
+        assert method.optimisation.epochs == 3
+        assert (method.optimisation.batch_size, method.optimisation.accumulation) == (4, 4)
+        assert (method.lora.rank, method.lora.alpha) == (16, 32)
+        assert method.lora.targets == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert experiment.methods["dpo"].beta == 0.1
+    assert experiment.methods["dpo"].minimum_gap == 0.3
+    assert experiment.methods["implicit"].weight == 0.1
+
+
+def test_both_pocket_experiments_share_all_that_comes_before_training():
+    one, other = shipped("pocket"), shipped("pocket-seed")
+    same = {"name", "methods"}
+    assert one.model_dump(exclude=same) == other.model_dump(exclude=same)
+
+
+def test_a_change_reaches_its_setting(small):
+    changes = ["methods.dpo.beta=0.3", "methods.dpo.targets=moderate", 'splits.shift_topics=["Sports"]']
+    experiment = load_experiment(small, changes)
+    assert experiment.methods["dpo"].beta == 0.3
+    assert experiment.methods["dpo"].targets == "moderate"
+    assert experiment.splits.shift_topics == ("Sports",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("methods.dpo.betta=1", r"methods\.dpo\.betta: no such setting; did you mean beta"),
+        ("methods.dpo.beta=-1", r"methods\.dpo\.beta: .*greater than 0; got -1"),
+        ("methods.dpo.kind=dpoo", r"methods\.dpo: .*'dpo', 'implicit'"),
+        ("methods.base.kind=dpo", "must not be named 'base'"),
+        ("data.entities=3", r"data\.entities: no such setting; did you mean entities_per_topic"),
+        ("target=gemma", "target must be one of pocket; got 'gemma'"),
+        ("readout=sideways", "readout: "),
+        ("splits.train=0.9", "must sum to 1"),
+        ("name=A B", "name: "),
+        ("methods.dpo", "a change must look like"),
+        ("name.x=1", "name is a value"),
+        ("seed=-1", "seed: "),
+    ],
+)
+def test_what_no_experiment_can_be_is_refused_in_one_line(small, change, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load_experiment(small, [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_toml_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"nothing\.toml must be an experiment; No such file"):
+        load_experiment(tmp_path / "nothing.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ConfigurationError, match=r"bad\.toml must be TOML"):
+        load_experiment(tmp_path / "bad.toml")
+
+
+def test_recorded_answers_cannot_be_taught(small):
+    changes = ["models.pocket.weights=", 'models={m={engine={kind="recorded",path="x",probabilities="p"}}}']
+    with pytest.raises(ConfigurationError, match="must have weights to be taught"):
+        load_experiment(small, changes[1:])

@@ -1,0 +1,82 @@
+"""The shape of the project, as promises that can be broken."""
+
+import importlib.util
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import calibration
+
+ROOT = Path(__file__).parent.parent
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "vllm",
+    "modal",
+    "google.genai",
+    "prefect",
+    "matplotlib",
+)
+
+
+def test_the_top_level_is_what_people_were_promised():
+    for name in ("pyproject.toml", "README.md", "flows", "tasks", "calibration", "tests", "deployments"):
+        assert (ROOT / name).exists(), name
+
+
+def test_importing_the_whole_library_loads_no_heavy_package():
+    modules = [module.name for module in pkgutil.walk_packages(calibration.__path__, "calibration.")]
+    assert len(modules) > 30
+    script = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_layers_only_look_down():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("package", ["flows", "tasks", "deployments"])
+def test_no_module_hides_one_that_others_import(package):
+    # A path put first on sys.path would make `import datasets` find flows/datasets.py.
+    for path in (ROOT / package).glob("*.py"):
+        if path.stem not in {"__init__", "__main__"}:
+            assert importlib.util.find_spec(path.stem) is None, f"{path} hides {path.stem}"
+
+
+def test_every_path_that_the_documents_mention_exists():
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for document in documents:
+        for path in re.findall(
+            r"`((?:calibration|tasks|flows|deployments|tests|docs)/[\w./-]+)`", document.read_text()
+        ):
+            assert (ROOT / path).exists(), f"{document.name} mentions {path}"
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_toml_block_in_the_documents_is_toml():
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"```toml\n(.*?)```", document.read_text(), re.DOTALL):
+            tomllib.loads(block)
