@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs`."""
+"""The command line: `slm-calibration run | resume | report | runs | settings`."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from calibration.config import Experiment, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
+from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 
 BACKENDS = {"local": Local}
@@ -72,6 +73,12 @@ def runs(options: argparse.Namespace) -> None:
         seconds = "" if record.seconds is None else f"{record.seconds:.1f} s"
         came_to = f"{len(stages)} stages, last: {stages[-1].name}" if stages else "no stage"
         print(f"{record.run:44} {record.flow:10} {record.state:10} {seconds:>10}  {came_to}")
+
+
+def settings(options: argparse.Namespace) -> None:
+    """Print the reference of all settings."""
+    del options
+    print(experiment_reference(), end="")
 
 
 def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
@@ -181,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("runs", help="list the runs")
     command.set_defaults(command=runs)
+
+    command = commands.add_parser("settings", help="print the reference of all settings")
+    command.set_defaults(command=settings)
     return parser
 
 

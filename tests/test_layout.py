@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import calibration
+from calibration.reference import experiment_reference
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -74,6 +75,10 @@ def test_every_path_that_the_documents_mention_exists():
             assert (ROOT / path).exists(), f"{document.name} mentions {path}"
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_reference_of_settings_is_the_settings():
+    assert (ROOT / "docs" / "experiment.md").read_text() == experiment_reference()
 
 
 def test_every_toml_block_in_the_documents_is_toml():

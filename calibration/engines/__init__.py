@@ -7,10 +7,10 @@ from typing import Annotated, Protocol
 from pydantic import Field
 
 from calibration.engines.hf import Hf
-from calibration.engines.recorded import Recorded
+from calibration.engines.recorded import RecordedAnswers
 from calibration.records import Elicitation, Generation, Question
 
-EngineConfig = Annotated[Hf | Recorded, Field(discriminator="kind")]
+EngineConfig = Annotated[Hf | RecordedAnswers, Field(discriminator="kind")]
 """Every engine that an experiment can name."""
 
 

@@ -16,7 +16,7 @@ RECORDED_SPAN_RULE = "recorded@1"
 """The file names the answer's tokens; a change of `recorded_span` changes this name."""
 
 
-class Recorded(FileSchema):
+class RecordedAnswers(FileSchema):
     """Recorded answers in a csv, jsonl or parquet file, one row a question.
 
     Every row is checked, also those that are not asked for. The lists may be JSON or Python lists.

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from calibration.judges.exact import Exact
 from calibration.judges.protocol import Item, Judge
-from calibration.judges.recorded import Recorded
+from calibration.judges.recorded import RecordedLabels
 
-JudgeConfig = Annotated[Exact | Recorded, Field(discriminator="kind")]
+JudgeConfig = Annotated[Exact | RecordedLabels, Field(discriminator="kind")]
 """Every judge that an experiment can name."""
 
-__all__ = ["Exact", "Item", "Judge", "JudgeConfig", "Recorded"]
+__all__ = ["Exact", "Item", "Judge", "JudgeConfig", "RecordedLabels"]

@@ -16,7 +16,7 @@ _LABELS: dict[str, Label] = {
 }
 
 
-class Recorded(FileSchema):
+class RecordedLabels(FileSchema):
     """Labels recorded in a csv, jsonl or parquet file, one row a question."""
 
     kind: Literal["recorded"] = "recorded"

@@ -234,10 +234,10 @@ def _trainer_class(settings: Dpo) -> type["DPOTrainer"]:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             return batches, torch.stack([sizes(batch).to(device) for batch in batches]).sum(0)
 
-        def compute_loss(self, model: Any, inputs: Any, *_: Any, num_items_in_batch: Any, **__: Any) -> Any:  # noqa: ANN401
-            pairs, tokens = (sizes(inputs) / num_items_in_batch).tolist()
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **step: Any) -> Any:  # noqa: ANN401
+            pairs, tokens = (sizes(inputs) / step["num_items_in_batch"]).tolist()
             shares = [tokens if loss == "sft" else pairs for loss in settings.loss_type]
             self.loss_weights = [weight * share for weight, share in zip(weights, shares, strict=True)]
-            return super().compute_loss(model, inputs)
+            return super().compute_loss(model, inputs)  # type: ignore[no-untyped-call]
 
     return EncodedDPOTrainer

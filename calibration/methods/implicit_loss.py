@@ -113,17 +113,18 @@ def trainer_class(settings: "Implicit") -> type["Trainer"]:
                 counts += torch.stack([lm.sum(), kept.sum(), lm.new_tensor(len(lm))]).to(device)
             return batches, counts
 
-        def compute_loss(self, model: Any, inputs: Any, *_: Any, num_items_in_batch: Any, **__: Any) -> Any:  # noqa: ANN401
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **step: Any) -> Any:  # noqa: ANN401
+            counts = step["num_items_in_batch"]
             first = 0 if settings.tokens == "all" else int(inputs["reply"].argmax(1).min()) - 1
             policy = _predictions(model, inputs, first)
             lm, answer, kept = (weight[:, first:] for weight in token_weights(settings, inputs))
             sampled = policy.gather(-1, inputs["input_ids"][:, first + 1 :, None]).squeeze(-1)
-            terms = loss_terms(settings, sampled, lm, answer, inputs["is_correct"], num_items_in_batch)
+            terms = loss_terms(settings, sampled, lm, answer, inputs["is_correct"], counts)
             loss = settings.lm_weight * terms["lm"] + settings.weight * terms["penalty"]
             if settings.reference_kl:
                 with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
                     reference = _predictions(model, inputs, first)
-                drift = divergence(reference, policy, kept) / num_items_in_batch[1].clamp(min=1)
+                drift = divergence(reference, policy, kept) / counts[1].clamp(min=1)
                 loss = loss + settings.reference_kl * drift
             return loss
 

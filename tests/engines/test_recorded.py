@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from calibration.confidence import SPAN_RULE, read_confidence
-from calibration.engines.recorded import RECORDED_SPAN_RULE, Recorded, recorded_span
+from calibration.engines.recorded import RECORDED_SPAN_RULE, RecordedAnswers, recorded_span
 from calibration.errors import ConfigurationError, DataError
 from calibration.records import Question
 from calibration.sources.rows import question_id
@@ -24,7 +24,7 @@ DATA = pytest.mark.skipif(
 def recorded(tmp_path, *rows, **settings):
     path = tmp_path / "answers.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    return Recorded(path=path, **({"probabilities": "p"} | settings))
+    return RecordedAnswers(path=path, **({"probabilities": "p"} | settings))
 
 
 def asked(*texts):
@@ -138,7 +138,7 @@ def test_lists_written_in_csv_are_read_as_python_or_json(tmp_path):
         }
     )
     frame.to_csv(path, index=False)
-    one, two = answers(Recorded(path=path, probabilities="p"), "a", "b")
+    one, two = answers(RecordedAnswers(path=path, probabilities="p"), "a", "b")
     assert one.tokens == two.tokens == ("it's", " ", "\n")
     assert one.span == two.span == (0,)
 
@@ -207,7 +207,7 @@ def test_two_rows_for_one_question_are_refused(tmp_path):
 @pytest.mark.parametrize("columns", [{}, {"probabilities": "p", "logprobs": "l"}])
 def test_exactly_one_kind_of_probability_must_be_named(tmp_path, columns):
     with pytest.raises(ValidationError, match="exactly one of"):
-        Recorded(path=tmp_path / "x.csv", **columns)
+        RecordedAnswers(path=tmp_path / "x.csv", **columns)
 
 
 def test_what_was_not_recorded_cannot_be_asked(tmp_path):
@@ -254,7 +254,7 @@ def rms(confidence, correct, *, drop_last):
 def test_gemma_answers_have_the_calibration_errors_that_were_published_with_them():
     path = Path(os.environ["SLM_CALIBRATION_DATA"]) / "gemma2-nq" / "nq_gemma2_0_shot_test.csv.gz"
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    engine = Recorded(
+    engine = RecordedAnswers(
         path=path,
         tokens="ans_tok",
         probabilities="tok_prob",
@@ -287,7 +287,7 @@ def test_gemma_answers_have_the_calibration_errors_that_were_published_with_them
 def test_gemma_stated_numbers_are_read_and_failures_are_none():
     path = Path(os.environ["SLM_CALIBRATION_DATA"]) / "gemma2-nq" / "nq_gemma2_verb_test.csv.gz"
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    engine = Recorded(
+    engine = RecordedAnswers(
         path=path,
         elicitation="stated",
         tokens="ans_tok",

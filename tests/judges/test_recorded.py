@@ -5,7 +5,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from calibration.errors import DataError
-from calibration.judges import Exact, Item, JudgeConfig, Recorded
+from calibration.judges import Exact, Item, JudgeConfig, RecordedLabels
 from calibration.records import Question
 from calibration.sources.rows import question_id
 
@@ -13,7 +13,7 @@ from calibration.sources.rows import question_id
 def labels(tmp_path, text, name="labels.csv", **settings):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
-    return Recorded(path=path, **settings)
+    return RecordedLabels(path=path, **settings)
 
 
 def item(question, answer="x", key=None):
@@ -113,4 +113,4 @@ def test_an_unusable_file_is_refused_before_and_while_judging(tmp_path, text, wo
 def test_the_kind_chooses_the_judge():
     config = TypeAdapter(JudgeConfig)
     assert config.validate_python({"kind": "exact"}) == Exact()
-    assert isinstance(config.validate_python({"kind": "recorded", "path": "x.csv"}), Recorded)
+    assert isinstance(config.validate_python({"kind": "recorded", "path": "x.csv"}), RecordedLabels)

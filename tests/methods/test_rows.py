@@ -161,7 +161,12 @@ def test_outcomes_carry_the_recorded_tokens_and_the_mark(judged):
     row = judged("Paris", "incorrect", question="a", confidence=0.5)
     generation = row.generation.model_copy(update={"token_ids": (7, 8)})
     made = Implicit().rows(
-        {"plain": [row.model_copy(update={"generation": generation}), judged("Rome", "correct", question="b")]}
+        {
+            "plain": [
+                row.model_copy(update={"generation": generation}),
+                judged("Rome", "correct", question="b"),
+            ]
+        }
     )
     assert made.rows == (
         Outcome(
@@ -217,7 +222,11 @@ def test_a_method_is_read_by_readouts_of_its_own_way_of_asking():
     [
         (Dpo, {"loss_weights": (1.0,)}, "must hold 2 weights"),
         (Dpo, {"label_smoothing": 0.1}, "for loss_type 'robust' alone"),
-        (Implicit, {"penalty": "batch", "confidence": "joint"}, "must be 'geometric_mean' with penalty 'batch'"),
+        (
+            Implicit,
+            {"penalty": "batch", "confidence": "joint"},
+            "must be 'geometric_mean' with penalty 'batch'",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(kind, settings, message):

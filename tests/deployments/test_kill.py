@@ -1,0 +1,93 @@
+"""`kill -9` in the middle of a run, and what is left of it."""
+
+import json
+import signal
+
+import pytest
+
+SMALL = """
+name = "small"
+[data]
+kind = "world"
+entities_per_topic = 24
+pool_size = 6
+statement_share = 0.1
+stated_share = 0.4
+[splits]
+train = 0.4
+calibration = 0.2
+validation = 0.1
+test = 0.3
+[models.tiny.weights]
+kind = "pocket"
+width = 64
+layers = 2
+heads = 2
+key_value_heads = 1
+feed_forward = 128
+tokens_per_step = 512
+epochs = 2
+checkpoint_steps = 20
+[judge]
+kind = "exact"
+[methods.dpo]
+kind = "dpo"
+optimisation = { learning_rate = 1e-3, epochs = 1 }
+[methods.implicit]
+kind = "implicit"
+optimisation = { learning_rate = 1e-3, epochs = 1 }
+"""
+
+
+def follow(process, until=None):
+    """Read a run's lines as its stages end; with `until`, kill it at once when that stage has ended."""
+    ended = {}
+    for line in process.stderr:
+        words = line.decode().split()
+        state = next((word for word in words if word in {"Completed", "Cached", "Failed"}), None)
+        if state is None:
+            continue
+        name = " ".join(words[: words.index(state)])
+        ended[name] = state
+        if name == until:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    return ended
+
+
+def finished(attempt):
+    return {name for name, state in attempt.items() if state == "Completed"}
+
+
+def test_a_killed_run_continues_without_repeating_what_was_whole(cli, recorded, tmp_path):
+    killed = follow(cli("run", recorded(), wait=False), until="infer somebody plain")
+    resumed = follow(cli("resume", "latest", wait=False))
+    assert {"prepare questions", "infer somebody plain"} <= finished(killed)
+    assert not finished(killed) & finished(resumed)
+    assert (tmp_path / "runs" / "latest" / "report.json").exists()
+    assert json.loads((tmp_path / "runs" / "latest" / "run.json").read_text())["state"] == "Completed"
+
+
+@pytest.mark.slow
+def test_killed_after_every_stage_it_ends_as_an_undisturbed_run(cli, tmp_path):
+    experiment = tmp_path / "small.toml"
+    experiment.write_text(SMALL)
+    stages = list(follow(cli("--store", tmp_path / "calm", "run", experiment, wait=False)))
+    calm = json.loads((tmp_path / "runs" / "latest" / "report.json").read_text())
+
+    attempts = [follow(cli("run", experiment, wait=False), until="prepare questions")]
+    for stage in [*stages[1:], None]:
+        if stage in attempts[-1]:
+            continue
+        attempts.append(follow(cli("resume", "latest", wait=False), until=stage))
+    stormy = json.loads((tmp_path / "runs" / "latest" / "report.json").read_text())
+
+    assert len(attempts) > 6
+    done = [name for attempt in attempts for name in finished(attempt)]
+    assert sorted(done) == sorted(set(stages)), "each stage was finished once"
+    assert stormy["run"] != calm["run"]
+    assert stormy["rows"] == calm["rows"]
+    assert stormy["verdicts"] == calm["verdicts"]
