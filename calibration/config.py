@@ -122,17 +122,16 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     try:
         return TypeAdapter(Experiment).validate_python(settings)
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: {explain(error)}") from error
+        raise ConfigurationError(f"{path}: {explain(error, settings)}") from error
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, settings: object) -> str:
     """The first thing wrong, in one line: where, what was expected, what was found."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    where = _named_place(first["loc"], settings)
     if first["type"] == "extra_forbidden":
-        return f"{'.'.join(_without_tags(place))}: no such setting; {_suggestion(place)}"
+        return f"{where}: no such setting; {_suggestion(str(first['loc'][-1]))}"
     message = re.sub(r"^Value error, ", "", first["msg"])
-    where = ".".join(_without_tags(place)) or "experiment"
     got = "" if first["type"] in {"missing", "value_error"} else f"; got {first['input']!r}"
     return f"{where}: {message}{got}"
 
@@ -154,21 +153,21 @@ def _apply(settings: dict[str, Any], change: str) -> None:
     place[leaf] = value
 
 
-def _without_tags(place: Sequence[str]) -> list[str]:
-    """Leave out the names of union members that pydantic puts into an error's place."""
-    kinds = {"world", "table", "simpleqa", "hf", "pocket", "hub", "exact", "dpo", "implicit", "recorded"}
-    parts = list(place)
-    return [
-        part
-        for position, part in enumerate(parts)
-        if not (part in kinds and position and parts[position - 1] in {"data", "judge", "weights", "engine"})
-        and not (part in kinds and position > 1 and parts[position - 2] == "methods")
-    ]
+def _named_place(location: Sequence[int | str], settings: object) -> str:
+    """Where in the file something is wrong; pydantic puts the names of union members in between."""
+    parts = []
+    for position, part in enumerate(location):
+        if isinstance(settings, dict) and part in settings:
+            settings = settings[part]
+        elif position < len(location) - 1:
+            continue
+        parts.append(str(part))
+    return ".".join(parts) or "experiment"
 
 
-def _suggestion(place: Sequence[str]) -> str:
-    """Names of settings that look like the one that does not exist."""
-    near = difflib.get_close_matches(place[-1], _setting_names(), n=2)
+def _suggestion(name: str) -> str:
+    """Settings whose names look like the one that does not exist."""
+    near = difflib.get_close_matches(name, _setting_names(), n=2)
     return f"did you mean {' or '.join(near)}?" if near else "see docs/experiment.md"
 
 

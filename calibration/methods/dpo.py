@@ -166,7 +166,6 @@ class Dpo(Schema):
             DataError: There are no rows, or one does not fit the model's context.
         """
         from datasets import Dataset
-        from transformers import set_seed
 
         pairs = read_rows(data, Preference)
         if not pairs:
@@ -183,7 +182,6 @@ class Dpo(Schema):
             ],
             policy.config.max_position_embeddings,
         )
-        set_seed(seed)  # TRL draws the adapter's first weights before it sets the seed
         checkpoints = checkpoints_of(scratch, self, data, seed)
         trainer = _trainer_class(self)(
             model=policy,

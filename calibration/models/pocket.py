@@ -37,6 +37,14 @@ CHAT_TEMPLATE = (
 """Gemma-2's turns: user and model alternate, and there is no system role."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One document as tokens; what is learnt starts at `start`."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
 class Pocket(Schema):
     """A Gemma-2 of about a million parameters, and how it is pretrained."""
 
@@ -88,9 +96,8 @@ class Pocket(Schema):
     ) -> None:
         """Train tokenizer and model on the documents and save both as a Hugging Face folder.
 
-        The loss is the mean negative log-probability, in nats, of all tokens but the opening words that
-        the documents read together share: a model learns its users' texts too, and with them how common
-        a name is. The result is the same to the bit for the same settings,
+        The loss is the mean negative log-probability, in nats, of the tokens of replies and plain texts;
+        what users say is read and not learnt. The result is the same to the bit for the same settings,
         documents, library versions and number of threads, whether or not the work was interrupted.
 
         Args:
@@ -106,7 +113,7 @@ class Pocket(Schema):
 
         tokenizer = _train_tokenizer(documents, self.vocabulary, self.context)
         rows = _encode(documents, tokenizer, self.context)
-        steps = _plan([len(row) for row in rows], self.tokens_per_step, self.epochs, self.seed)
+        steps = _plan([len(row.ids) for row in rows], self.tokens_per_step, self.epochs, self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self._build(tokenizer)
@@ -259,26 +266,28 @@ def _train_tokenizer(
     return tokenizer
 
 
-def _encode(
-    documents: Sequence[Document], tokenizer: "PreTrainedTokenizerFast", context: int
-) -> list[list[int]]:
-    """The tokens of each document, from <bos> to the token that ends it."""
+def _encode(documents: Sequence[Document], tokenizer: "PreTrainedTokenizerFast", context: int) -> list[_Row]:
     if not documents:
         raise DataError("documents must hold at least one text to pretrain on; got none.")
-    texts = []
+    prompts, replies = [], []
     for document in documents:
         if document.user is None:
-            texts.append(f"<bos>{document.reply}<eos>")
+            prompts.append("<bos>")
+            replies.append(document.reply + "<eos>")
         else:
             turn = [{"role": "user", "content": document.user}]
-            opening = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            texts.append(f"{opening}{document.reply}<end_of_turn>")
-    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            prompts.append(
+                str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+            )
+            replies.append(document.reply + "<end_of_turn>")
+    before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    after = tokenizer(replies, add_special_tokens=False)["input_ids"]
+    rows = [_Row((*b, *a), len(b)) for b, a in zip(before, after, strict=True)]
     for number, row in enumerate(rows):
-        if len(row) > context:
+        if len(row.ids) > context:
             raise DataError(
                 f"every document must fit into context = {context} tokens; "
-                f"document {number} ({documents[number].reply[:40]!r}) has {len(row)}. Raise `context`."
+                f"document {number} ({documents[number].reply[:40]!r}) has {len(row.ids)}. Raise `context`."
             )
     return rows
 
@@ -312,47 +321,46 @@ def _groups(step: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _learn(model: "Gemma2ForCausalLM", groups: Sequence[Sequence[Sequence[int]]]) -> float:
+def _learn(model: "Gemma2ForCausalLM", groups: Sequence[Sequence[_Row]]) -> float:
     """Add the gradient of the mean loss over all groups' learnt tokens; that loss in nats."""
     import torch
 
-    shared = [_shared(group) for group in groups]
-    learnt = sum(len(row) - n for group, n in zip(groups, shared, strict=True) for row in group)
+    learnt = sum(len(row.ids) - row.start for group in groups for row in group)
     total = 0.0
-    for group, n in zip(groups, shared, strict=True):
-        # The last shared token is read in every row: it predicts the first that differs.
-        cache = _read_once(model, group[0][: n - 1], len(group)) if n > 1 else None
-        ids = torch.full((len(group), max(len(row) for row in group) - n + 1), SPECIAL.index("<pad>"))
-        is_token = torch.zeros(ids.shape, dtype=torch.bool)
+    for group in groups:
+        shared = _shared(group)
+        cache = _read_once(model, group[0].ids[:shared], len(group)) if shared else None
+        ids = torch.full((len(group), max(len(row.ids) for row in group) - shared), SPECIAL.index("<pad>"))
+        is_learnt = torch.zeros(ids.shape, dtype=torch.bool)
         for line, row in enumerate(group):
-            ids[line, : len(row) - n + 1] = torch.tensor(row[n - 1 :])
-            is_token[line, : len(row) - n + 1] = True
-        # Padding stands on the right, where a causal model does not look; no logits are made for it.
+            ids[line, : len(row.ids) - shared] = torch.tensor(row.ids[shared:])
+            is_learnt[line, row.start - shared : len(row.ids) - shared] = True
+        # Padding stands on the right, where a causal model does not look; logits only where they are learnt.
         read = model.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        logits = model.lm_head(read.last_hidden_state[:, :-1][is_token[:, 1:]])
+        logits = model.lm_head(read.last_hidden_state[:, :-1][is_learnt[:, 1:]])
         if cap := model.config.final_logit_softcapping:
             logits = torch.tanh(logits / cap) * cap
-        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][is_token[:, 1:]], reduction="sum")
+        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][is_learnt[:, 1:]], reduction="sum")
         (loss / learnt).backward()  # type: ignore[no-untyped-call]
         total += loss.item() / learnt
     return total
 
 
-def _shared(group: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows of a group begin with, at least one less than the shortest has.
+def _shared(group: Sequence[_Row]) -> int:
+    """How many tokens all rows of a group begin with, short of the last one before what is learnt.
 
-    >>> _shared([[2, 7, 8, 9, 5], [2, 7, 8, 6]])
+    >>> _shared([_Row((2, 7, 8, 9, 5), 4), _Row((2, 7, 8, 6, 5), 4)])
     3
     """
-    least, most = min(group), max(group)
-    limit = min(len(row) for row in group) - 1
+    least, most = min(row.ids for row in group), max(row.ids for row in group)
+    limit = min(row.start for row in group) - 1
     return next((n for n in range(limit) if least[n] != most[n]), limit)
 
 
 def _read_once(model: "Gemma2ForCausalLM", ids: Sequence[int], rows: int) -> "DynamicCache":
     """Keys and values of a beginning that several rows share, with their gradients.
 
-    Chat prompts open with the same instruction: read once for a group, pretraining takes a quarter less
+    A chat prompt opens with the same instruction in every document: read once, it costs a quarter less
     time, and the gradient is that of reading it in every row.
     """
     import torch

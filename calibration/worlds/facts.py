@@ -179,6 +179,9 @@ class World(Schema):
     """Decides names, facts and documents."""
     entities_per_topic: int = Field(default=840, ge=4, le=50_000)
     """In each of six topics; there are 468 512 names to give."""
+    relations_per_entity: int = Field(default=1, ge=1, le=4)
+    """How many of its topic's four relations an entity has; each is asked. With 1, no two questions are
+    about the same entity, so whatever splits the questions splits the entities."""
     pool_size: int = Field(default=40, ge=2, le=10_000)
     """Different answers that a relation can have."""
     pool_skew: float = Field(default=0.8, ge=0)
@@ -214,13 +217,14 @@ class World(Schema):
         for topic, relations in TOPICS.items():
             name = names.person if topic in _OF_PERSONS else names.word
             entities = [name() for _ in range(self.entities_per_topic)]
-            for relation in relations:
+            for place, relation in enumerate(relations):
                 # Another order in each relation: what is common there is rare elsewhere.
                 order = rng.permutation(self.pool_size)
                 drawn = rng.choice(order, size=len(entities), p=weights / weights.sum())
                 for rank, (entity, answer) in enumerate(zip(entities, drawn, strict=True)):
-                    answers = relation.dress(pools[relation.answer_type][answer])
-                    facts.append(Fact(topic, entity, rank, relation, answers))
+                    if (place - rank) % len(relations) < self.relations_per_entity:
+                        answers = relation.dress(pools[relation.answer_type][answer])
+                        facts.append(Fact(topic, entity, rank, relation, answers))
         return facts
 
     def questions(self) -> list[Question]:
