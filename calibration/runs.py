@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from calibration.config import Experiment
+from calibration.config import Experiment, Name
 from calibration.errors import ConfigurationError
 from calibration.results import StageRecord
 from calibration.schema import Schema
@@ -19,7 +19,7 @@ RUN, STAGES, SUMMARY, LATEST = "run.json", "stages.jsonl", "summary.txt", "lates
 class RunRecord(Schema):
     """What is known of a run without looking into its report."""
 
-    run: str
+    run: Name
     flow: Literal["calibrate", "baseline", "compare"]
     experiment: Experiment
     backend: str

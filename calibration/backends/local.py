@@ -25,8 +25,8 @@ class Local(Schema):
 
     kind: Literal["local"] = "local"
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each job. Unset: half of the cores each, so that two trainings fit side by side, and
-    all of them for a job that runs alone. Sums in floating point depend on it in their last digits."""
+    """CPU threads of each job. Unset: half of the cores, so that two trainings fit side by side. Sums in
+    floating point depend on it in their last digits."""
 
     async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
         """Start a worker process, pass its progress on, and return what it stored."""
@@ -37,7 +37,7 @@ class Local(Schema):
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=messages,
-                env={**os.environ, **self._environment(job)},
+                env={**os.environ, **self._environment()},
             )
             try:
                 return await self._converse(process, job, str(log), progress)
@@ -66,11 +66,9 @@ class Local(Schema):
             f"the job must end with a result; its process ended with code {code}. Its messages: {log}"
         )
 
-    def _environment(self, job: Schema) -> dict[str, str]:
-        cores = os.cpu_count() or 1
-        threads = self.threads or (cores if getattr(job, "alone", False) else max(1, cores // 2))
+    def _environment(self) -> dict[str, str]:
         return {
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(self.threads or max(1, (os.cpu_count() or 1) // 2)),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TQDM_DISABLE": "1",

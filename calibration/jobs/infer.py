@@ -14,7 +14,6 @@ class Infer(Schema):
     """Answers of one model, asked in one way."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
-    alone: ClassVar[bool] = False
 
     kind: Literal["infer"] = "infer"
     questions: Artifact

@@ -13,8 +13,6 @@ class Obtain(Schema):
     """Fill a model folder."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
-    alone: ClassVar[bool] = True
-    """Nothing else can run before there is a model: it may have the whole machine."""
 
     kind: Literal["obtain"] = "obtain"
     weights: WeightsConfig

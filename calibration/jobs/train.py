@@ -14,7 +14,6 @@ class Train(Schema):
     """One method's training of one model."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "trl", "accelerate")
-    alone: ClassVar[bool] = False
 
     kind: Literal["train"] = "train"
     method: MethodConfig
