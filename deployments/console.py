@@ -3,8 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from prefect.exceptions import TerminationSignal
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
@@ -52,5 +54,6 @@ class Console:
 def run_flow(flow: str, parameters: dict[str, Any]) -> None:
     """Run a flow in this process; its folder says how it ended."""
     console = Console()
-    with listening(console), console.live:
+    # Ctrl-C or a polite kill has ended the jobs by then, and the run's folder says that it was stopped.
+    with suppress(KeyboardInterrupt, TerminationSignal), listening(console), console.live:
         asyncio.run(FLOWS[flow](**parameters, return_state=True))

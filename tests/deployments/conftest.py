@@ -1,8 +1,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,26 @@ def cli(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
 
+    started = []
+
     def run(*arguments, wait=True):
         command = [str(COMMAND), *map(str, arguments)]
-        if not wait:
-            return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ.copy()
-        )
+        if wait:
+            return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        with (tmp_path / "stdout").open("wb") as out:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, start_new_session=True
+            )
+        started.append(process)
+        return process
 
-    return run
+    yield run
+    for process in started:
+        # The temporary server of a killed run outlives it.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
 
 
 def recorded_answers(count=300):

@@ -53,8 +53,6 @@ def follow(process, until=None):
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
-    process.stdout.close()
-    process.stderr.close()
     return ended
 
 
@@ -69,6 +67,21 @@ def test_a_killed_run_continues_without_repeating_what_was_whole(cli, recorded, 
     assert not finished(killed) & finished(resumed)
     assert (tmp_path / "runs" / "latest" / "report.json").exists()
     assert json.loads((tmp_path / "runs" / "latest" / "run.json").read_text())["state"] == "Completed"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_says_how_to_go_on(sign, cli, recorded):
+    process = cli("run", recorded(), wait=False)
+    said = []
+    for line in process.stderr:
+        said.append(line.decode())
+        if line.startswith(b"infer"):
+            process.send_signal(sign)
+        if "slm-calibration resume" in said[-1]:
+            break
+    assert process.wait() == 1
+    assert "failed: " in said[-2]
+    assert not any("Traceback" in line for line in said)
 
 
 @pytest.mark.slow
