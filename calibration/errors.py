@@ -16,17 +16,9 @@ class DataError(CalibrationError):
     """An input row or file that cannot be used; names the file, the row and the value."""
 
 
-class MissingExtraError(CalibrationError):
-    """An optional library is needed and not installed; names the command that installs it."""
-
-
 class ArtifactError(CalibrationError):
     """A stored artifact that is missing, altered or not of the kind asked for."""
 
 
 class JobError(CalibrationError):
     """A job that ended without a result; names its log."""
-
-
-class StageError(CalibrationError):
-    """A stage of a run that failed; the others were kept."""
