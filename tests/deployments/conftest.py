@@ -26,12 +26,14 @@ def cli(tmp_path, monkeypatch):
         command = [str(COMMAND), *map(str, arguments)]
         if wait:
             return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        with (tmp_path / "stdout").open("wb") as out:
+        # Into a file: the temporary server of a killed run would keep a pipe open for ever.
+        said = tmp_path / f"said-{len(started)}"
+        with said.open("wb") as out:
             process = subprocess.Popen(
-                command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, start_new_session=True
+                command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
         started.append(process)
-        return process
+        return process, said
 
     yield run
     for process in started:
@@ -39,7 +41,6 @@ def cli(tmp_path, monkeypatch):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        process.stderr.close()
 
 
 def recorded_answers(count=300):
