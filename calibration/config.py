@@ -17,7 +17,7 @@ from calibration.judges import JudgeConfig
 from calibration.methods import MethodConfig
 from calibration.models import WeightsConfig
 from calibration.records import Elicitation
-from calibration.routing import Prices
+from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.sources import SourceConfig
 from calibration.splits import Splits

@@ -22,7 +22,8 @@ from calibration.metrics.ranking import aurc, auroc
 from calibration.metrics.scores import brier, overconfidence, spread
 from calibration.records import Elicitation, Judged
 from calibration.results import Curve, Evaluation, Example, GroupRow, MissingSystem, RoutingRow, Row
-from calibration.routing import REFERENCE, Prices, Rule, cost_optimal, route
+from calibration.routing.rates import route
+from calibration.routing.rules import REFERENCE, Prices, Rule, cost_optimal
 from calibration.verdict import ENOUGH_TO_FIT, Scores, System, best_base, fitted_platt, verdicts, with_platt
 
 SPLITS_SHOWN = ("test", "shift")

@@ -31,7 +31,7 @@ from calibration.metrics.outcomes import BoolArray, FloatArray, Outcomes, tally
 from calibration.metrics.ranking import auroc
 from calibration.metrics.scores import brier, brier_skill, spread
 from calibration.results import LEVELS, Level, Line, Outcome, VerdictReport
-from calibration.routing import rate
+from calibration.routing.rates import rate
 
 REDUCTION: dict[Level, float] = {"minimum": 0.10, "target": 0.20, "stretch": 0.30}
 """Share of the base's RMS calibration error that each level wants removed."""

@@ -4,7 +4,7 @@ import asyncio
 
 from calibration.artifacts import Artifact, Store
 from calibration.confidence import Readout
-from calibration.routing import Prices
+from calibration.routing.rules import Prices
 from calibration.stages.baseline import Baseline
 from calibration.stages.draw import draw_figures
 from calibration.stages.evaluate import TrainedSystem, evaluate_systems

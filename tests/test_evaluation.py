@@ -14,7 +14,7 @@ from calibration.metrics.outcomes import tally
 from calibration.metrics.ranking import auroc
 from calibration.records import Generation, Judged, Question, Verdict
 from calibration.results import Evaluation
-from calibration.routing import Prices, threshold_for_cost
+from calibration.routing.rules import Prices, threshold_for_cost
 
 SIZES = {"train": 20, "calibration": 120, "validation": 80, "test": 260, "shift": 70}
 PRICES = Prices(slm_cost=0.001, llm_cost=0.02, value=0.1, llm_accuracy=0.6)

@@ -17,7 +17,7 @@ from calibration.metrics.errors import BIN_SIZE
 from calibration.metrics.outcomes import FloatArray, Outcomes, tally
 from calibration.report.words import number, post_hoc, readout, shorten
 from calibration.results import Curve, Evaluation, RoutingRow, Row
-from calibration.routing import rate
+from calibration.routing.rates import rate
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

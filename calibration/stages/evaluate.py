@@ -4,7 +4,7 @@ from calibration.artifacts import Artifact, Store
 from calibration.confidence import Readout
 from calibration.evaluation import Trained, evaluate
 from calibration.results import Evaluation
-from calibration.routing import Prices
+from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.stages.baseline import Answered, Baseline
 

@@ -12,7 +12,7 @@ from calibration.records import Elicitation, Generation, Judged, Question, Split
 from calibration.report.figures import draw
 from calibration.report.page import RenderedReport, RunInfo, render
 from calibration.results import Evaluation, StageRecord
-from calibration.routing import Prices
+from calibration.routing.rules import Prices
 
 HOSTILE = "<script>alert(1)</script>"
 SIZES: dict[Split, int] = {"calibration": 300, "validation": 200, "test": 1000, "shift": 250}

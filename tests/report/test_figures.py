@@ -20,7 +20,8 @@ from calibration.report.figures import (
     risk_coverage,
 )
 from calibration.results import Curve, Evaluation
-from calibration.routing import REFERENCE, Prices, cost_optimal, route
+from calibration.routing.rates import route
+from calibration.routing.rules import REFERENCE, Prices, cost_optimal
 
 NAMES = ("reliability", "histogram", "risk_coverage", "cost_quality")
 

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from calibration.errors import DataError
-from calibration.routing import REFERENCE, Prices, Rule, cost_optimal, rate, route, threshold_for_cost
+from calibration.routing.rates import rate, route
+from calibration.routing.rules import REFERENCE, Prices, Rule, cost_optimal, threshold_for_cost
 
 NAMES = {"system": "base", "readout": "geometric_mean", "map_name": "none"}
 
