@@ -52,8 +52,13 @@ class Answers:
     """Shape [n], a person's marks; nan where nobody audited."""
 
 
-def read_answers(path: Path, columns: Columns) -> Answers:
+def read_answers(path: Path, columns: Columns, unnamed: str = "row") -> Answers:
     """Read a csv, jsonl or parquet file.
+
+    Args:
+        path: The file.
+        columns: Which column says what.
+        unnamed: What an id begins with where no column holds ids; the row's number follows.
 
     Raises:
         DataError: The file or a row cannot be used; the message names file, row, column and value.
@@ -61,7 +66,7 @@ def read_answers(path: Path, columns: Columns) -> Answers:
     optional = filter(None, (columns.id, columns.group, columns.truth))
     rows = read_file(path, [columns.confidence, columns.correct, *optional])
     if columns.id is None:
-        keyed = {f"row {row.number}": row for row in rows}
+        keyed = {f"{unnamed} {row.number}": row for row in rows}
     else:
         keyed = key_rows(rows, question=columns.id, id_column=columns.id)
     kinds = tuple(row.text(columns.group) or "Other" if columns.group else "Other" for row in rows)
@@ -88,7 +93,10 @@ def _confidence(row: FileRow, columns: Columns) -> float:
         value = math.nan
     if 0 <= value <= 1:
         return value
-    remedy = "Divide percentages by 100; leave the cell empty where no confidence could be read"
+    remedy = (
+        "Divide percentages by 100; where no confidence could be read, leave the cell empty or list its "
+        "text in `missing`"
+    )
     raise row.error(columns.confidence, "be a number in [0, 1]", text, remedy)
 
 
@@ -194,7 +202,8 @@ class Audit(Schema):
     def _study(self, test: Answers) -> Study:
         splits = {"test": test.scores}
         if self.calibration is not None:
-            splits["calibration"] = read_answers(self.calibration, self.table.columns).scores
+            known = read_answers(self.calibration, self.table.columns, "calibration row")
+            splits["calibration"] = known.scores
         readout = self.table.columns.confidence
         if self.base is None:
             return Study(model=self.name, base=System("base", readout, splits))

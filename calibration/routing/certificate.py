@@ -51,7 +51,8 @@ class Certificate(Schema):
 
     The guarantee: with probability at least 1 - `delta` over the draw of the graded answers, questions
     from the same distribution whose confidence reaches the threshold are answered rightly with
-    probability `accuracy` or more. It holds for any n and any confidence, calibrated or not.
+    probability `accuracy` or more. It holds for any n and any confidence, calibrated or not; `certify`
+    names the one condition.
 
     What it is about:
 

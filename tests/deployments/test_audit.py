@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from calibration.routing.policy import Router
+
 MANY = """
 import contextlib, io, json, sys
 from deployments.cli import main
@@ -163,6 +165,41 @@ def test_a_second_system_is_judged_against_the_first(tmp_path):
     assert lines["rms_reduction"] == lines["brier_after_map"] == lines["accuracy"] == "pass"
     assert {row["system"] for row in report["rows"]} == {"base", "after", "constant"}
     assert "after reaches" in out
+
+
+def test_an_audited_judge_is_corrected_for(tmp_path):
+    table = answers(4000)
+    rng = np.random.default_rng(3)
+    truth = table["correct"].to_numpy()
+    table["correct"] = np.where(truth == 1, rng.random(4000) < 0.85, rng.random(4000) > 0.95).astype(int)
+    table["truth"] = [str(mark) if i % 5 == 0 else "" for i, mark in enumerate(truth)]
+    table.to_csv(tmp_path / "judged.csv", index=False)
+    [(code, _, err)], _ = run_many(tmp_path, [["audit", "judged.csv", "--truth", "truth", "--out", "out"]])
+    assert code == 0, err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    [row] = report["judge"]
+    assert row["audited"] == 800
+    assert row["sensitivity"]["low"] < 0.85 < row["sensitivity"]["high"]
+    assert row["accuracy"]["low"] < truth.mean() < row["accuracy"]["high"]
+    assert report["policies"]["base"]["judge"]["specificity"] == row["specificity"]["value"]
+
+
+def test_a_policy_can_be_certified_on_answers_of_its_own(tmp_path):
+    easy = answers(3000, gap=0.0, sharpness=2.0)
+    easy.iloc[:1500].to_csv(tmp_path / "known.csv", index=False)
+    easy.iloc[1500:].to_csv(tmp_path / "new.csv", index=False)
+    goal = ["--set", "router.kind=certified", "--set", "router.accuracy=0.7"]
+    command = ["audit", "new.csv", "--calibration", "known.csv", *goal, "--out", "out"]
+    [(code, out, err)], _ = run_many(tmp_path, [command])
+    assert code == 0, err
+    policy = json.loads((tmp_path / "out" / "router_policy.json").read_text())
+    assert policy["measured_on"] == "test"
+    assert policy["certificate"]["right"] >= 0.7 * policy["certificate"]["kept"] > 0
+    assert policy["expected"]["kept_accuracy"]["high"] >= 0.7
+    router = Router.load(tmp_path / "out" / "router_policy.json")
+    assert router.decide("a sure one?", confidence=0.99).keep
+    assert not router.decide("an unsure one?", confidence=0.01).keep
+    assert "Keep an answer of base" in out
 
 
 @pytest.mark.skipif(
