@@ -256,6 +256,8 @@ def _accuracy_change(base: System, trained: System, seed: int) -> _Finding:
         f"{old.correct.mean():.3f} to {new.correct.mean():.3f} on {n} questions; had nothing been lost, "
         f"this would show with probability {found.power:.2f}"
     )
+    if found.needed is not None and found.needed > n:
+        note += f" (.80 with {found.needed} questions)"
     return _Finding(found.change, n, note)
 
 
