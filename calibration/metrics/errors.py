@@ -56,14 +56,14 @@ def calibration_error(
     0.1979
     """
     n = _answers(o)
-    edges = _edges(n, bin_size)
+    edges = bin_edges(n, bin_size)
     sizes = np.diff(edges)
     excess = _in_bins(o.level * o.count - o.right, edges, o)
     if not debias:
         return _combined(excess, sizes, n, norm)
     if norm != 2:
         raise DataError(f"only the error of norm 2 can be debiased; got norm {norm!r}. Leave debias out")
-    labels = sizes**2 / _label_variance(np.ones_like(o.level), edges, o)
+    labels = sizes**2 / label_variance(np.ones_like(o.level), edges, o)
     if (labels <= 1).any():
         raise DataError(
             "a debiased error needs at least two labels in every bin; "
@@ -188,8 +188,8 @@ def calibration_floor(o: Outcomes, *, bin_size: int = BIN_SIZE) -> float:
     0.5
     """
     n = _answers(o)
-    edges = _edges(n, bin_size)
-    variance = _label_variance(o.level * (1 - o.level), edges, o)
+    edges = bin_edges(n, bin_size)
+    variance = label_variance(o.level * (1 - o.level), edges, o)
     return float(np.sqrt((variance / np.diff(edges)).sum() / n))
 
 
@@ -200,7 +200,7 @@ def _answers(o: Outcomes) -> int:
     return int(n[0])
 
 
-def _edges(n: int, bin_size: int) -> IntArray:
+def bin_edges(n: int, bin_size: int) -> IntArray:
     """0, bin_size, 2 * bin_size, ..., n: the last bin takes the remainder."""
     if bin_size < 1:
         raise DataError(f"bin_size must be at least 1; got {bin_size}")
@@ -237,7 +237,7 @@ def _in_bins(values: FloatArray | IntArray, edges: IntArray, o: Outcomes) -> Flo
     return np.asarray(np.diff(found.reshape(*o.count.shape[:-1], edges.size)))
 
 
-def _label_variance(single: FloatArray, edges: IntArray, o: Outcomes) -> FloatArray:
+def label_variance(single: FloatArray, edges: IntArray, o: Outcomes) -> FloatArray:
     """Variance of the number of right answers in each bin, [..., bins], when ties share their labels.
 
     k of a tie's m answers take k / m of its right ones into the bin, which adds k**2 / m times the

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri
 
 from calibration.errors import DataError
 from calibration.metrics.errors import dropped_bin_error
@@ -124,6 +124,25 @@ def resample(answers: Graded, picks: IntArray) -> Outcomes:
         first = np.cumsum(whole.count) - whole.count
         count, right = (np.add.reduceat(values, first, axis=1) for values in (count, right))
     return Outcomes(whole.level, count, right)
+
+
+def exact_interval(count: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Ends of the exact interval of a share: it covers at least so often, for any number of answers.
+
+    Raises:
+        DataError: The count is no part of the total, or the total is 0.
+
+    Source: Clopper and Pearson 1934.
+
+    >>> round(exact_interval(0, 10)[1], 6)  # 1 - .025 ** (1 / 10)
+    0.308497
+    """
+    if not 0 <= count <= total or total == 0:
+        raise DataError(f"a share must count from 0 to its total, of at least 1; got {count} of {total}")
+    tail = (1 - confidence) / 2
+    low = betaincinv(count, total - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, total - count, 1 - tail) if count < total else 1.0
+    return float(low), float(high)
 
 
 def interval(answers: Graded, statistic: Statistic, *, seed: int, times: int = RESAMPLES) -> Estimate:

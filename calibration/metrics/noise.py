@@ -21,15 +21,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv
 
 from calibration.errors import DataError
-from calibration.metrics.errors import BIN_SIZE, _edges, _label_variance, calibration_error
+from calibration.metrics.errors import BIN_SIZE, bin_edges, calibration_error, label_variance
 from calibration.metrics.inference import (
     CONFIDENCE,
     RESAMPLES,
     Estimate,
     Graded,
+    exact_interval,
     paired,
     resample,
     resamples,
@@ -123,8 +123,8 @@ class JudgeAudit:
         first, second = self.counts(by_mark=share is not None)
         values = first[0] / sum(first), second[0] / sum(second)
         if share is None:
-            return Estimate(values[0], *_exact(*first)), Estimate(values[1], *_exact(*second))
-        kept, lost = (_exact(*counts, confidence=CONFIDENCE**0.5) for counts in (first, second))
+            return Estimate(values[0], *_share(first)), Estimate(values[1], *_share(second))
+        kept, lost = (_share(counts, CONFIDENCE**0.5) for counts in (first, second))
         # Both rates rise with what a mark "right" is worth, and fall with what a mark "wrong" hides.
         corners = values, (kept[0], lost[1]), (kept[1], lost[0])
         found = np.array([judge_rates(*corner, share) for corner in corners])
@@ -341,9 +341,9 @@ def _true_values(
 
 def _noise_weights(o: Outcomes) -> tuple[float, float]:
     """Mean square gap that errors of variance 1 add, in every label and in those marked right alone."""
-    edges = _edges(int(o.n), BIN_SIZE)
+    edges = bin_edges(int(o.n), BIN_SIZE)
     shares = np.ones_like(o.level), o.right / o.count
-    every, right = (_label_variance(share, edges, o) / np.diff(edges) for share in shares)
+    every, right = (label_variance(share, edges, o) / np.diff(edges) for share in shares)
     return float(every.sum() / o.n), float(right.sum() / o.n)
 
 
@@ -366,12 +366,9 @@ def _estimate(value: float, fixed: FloatArray, moved: FloatArray) -> Estimate:
     return Estimate(*cut.tolist())
 
 
-def _exact(hits: int, misses: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a share."""
-    tail = (1 - confidence) / 2
-    low = betaincinv(hits, misses + 1, tail) if hits else 0.0
-    high = betaincinv(hits + 1, misses, 1 - tail) if misses else 1.0
-    return float(low), float(high)
+def _share(counts: tuple[int, int], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact interval of hits among hits and misses."""
+    return exact_interval(counts[0], sum(counts), confidence)
 
 
 def _refuse(name: str, values: FloatArray, bad: BoolArray, rule: str) -> None:

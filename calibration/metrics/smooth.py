@@ -31,7 +31,7 @@ def smooth_error(o: Outcomes) -> FloatArray:
     Returns:
         In [0, 1], one value for each row of a leading axis. At least |overconfidence|; 0 when the
         residuals at every confidence cancel. A constant at the accuracy scores 0; a perfectly calibrated
-        model .015 to .03 with 1000 answers, by chance, and less with more answers.
+        model .015 to .03 on average with 1000 answers, by chance, and less with more of them.
 
     Source: Blasiok and Nakkiran 2023, "Smooth ECE: Principled Reliability Diagrams via Kernel
     Smoothing". Their package relplot searches s in 10 halvings, to .001, and loses half of the residuals

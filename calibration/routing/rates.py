@@ -2,9 +2,8 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv
 
-from calibration.errors import DataError
+from calibration.metrics.inference import exact_interval
 from calibration.metrics.outcomes import BoolArray, tally
 from calibration.routing.rules import Prices, Rule
 from calibration.schema import Schema
@@ -114,15 +113,10 @@ def route(
 def rate(count: int, total: int) -> Rate:
     """A share with its exact 95 % interval; None throughout when there is nothing to share.
 
-    Source: Clopper and Pearson 1934.
-
-    >>> round(rate(0, 10).high, 6)  # 1 - .025 ** (1 / 10)
-    0.308497
+    Raises:
+        DataError: The count is no part of the total.
     """
-    if not 0 <= count <= total:
-        raise DataError(f"a share must count from 0 to its total; got {count} of {total}")
-    if total == 0:
+    if total == 0 == count:
         return Rate(count=0, total=0, value=None, low=None, high=None)
-    low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
-    high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
-    return Rate(count=count, total=total, value=count / total, low=float(low), high=float(high))
+    low, high = exact_interval(count, total)
+    return Rate(count=count, total=total, value=count / total, low=low, high=high)
