@@ -535,7 +535,7 @@ def cross_fit(
     values, marks = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if len(ids) != values.size:
         raise DataError(f"every answer must have a question id; got {len(ids)} ids, {values.size} answers")
-    fold = np.array([_fold(question, folds) for question in ids])
+    fold = np.array([fold_of(question, folds) for question in ids])
     if np.unique(fold).size < 2:
         raise DataError(f"cross-fitting needs questions in two folds at least; got {len(ids)} in one")
     mapped = np.empty_like(values)
@@ -545,6 +545,7 @@ def cross_fit(
     return mapped
 
 
-def _fold(question: str, folds: int) -> int:
+def fold_of(question: str, folds: int = FOLDS) -> int:
+    """The fold of a question, in [0, folds): the same in every system and run, whatever else is asked."""
     # The prefix keeps folds independent of splits, which are made by hashing the id as well.
     return int.from_bytes(hashlib.sha256(f"fold:{question}".encode()).digest()[:8]) % folds

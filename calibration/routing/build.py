@@ -1,6 +1,5 @@
 """From graded answers to a router policy."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from calibration.errors import DataError
-from calibration.maps import FOLDS, CalibrationMap, Fit, Identity, fit_platt
+from calibration.maps import CalibrationMap, Fit, Identity, fit_platt, fold_of
 from calibration.metrics.inference import Graded
 from calibration.metrics.outcomes import BoolArray, FloatArray, tally
 from calibration.routing.certificate import JudgeError
@@ -126,7 +125,7 @@ class _Maker:
     def cross_fitted(self, answers: Graded) -> BoolArray:
         """Which answers are kept when others decide; none of those whose others reach no threshold."""
         kept = np.zeros(len(answers.ids), dtype=np.bool_)
-        fold = np.array([_fold(question) for question in answers.ids])
+        fold = np.array([fold_of(question) for question in answers.ids])
         for held_out in np.unique(fold):
             inside = fold == held_out
             others = _some(answers, ~inside)
@@ -143,12 +142,6 @@ def _kept(fitted: CalibrationMap, choice: Choice, answers: Graded) -> BoolArray:
 def _some(answers: Graded, mask: BoolArray) -> Graded:
     ids = tuple(question for question, is_in in zip(answers.ids, mask, strict=True) if is_in)
     return Graded(ids, answers.confidence[mask], answers.correct[mask])
-
-
-def _fold(question: str) -> int:
-    # By the id, so that a question stays in its fold when others come; the prefix keeps folds
-    # independent of other uses of its hash.
-    return int.from_bytes(hashlib.sha256(f"router:{question}".encode()).digest()[:8]) % FOLDS
 
 
 def _group_figures(

@@ -52,7 +52,12 @@ def outcomes(world, accuracy, n=1000, **options):
 
 @pytest.mark.parametrize(
     ("base", "auroc", "accuracy", "coverage", "oracle"),
-    [(0.6, 0.8, 0.8, 0.454, 0.537), (0.194, 0.9, 0.7, 0.126, 0.169), (0.6, 0.75, 0.7, 0.658, 0.739)],
+    [
+        (0.6, 0.8, 0.8, 0.454, 0.537),
+        (0.194, 0.9, 0.7, 0.126, 0.169),
+        (0.194, 0.8, 0.5, 0.125, 0.198),
+        (0.6, 0.75, 0.7, 0.658, 0.739),
+    ],
 )
 def test_a_certificate_holds_as_often_as_it_says_and_keeps_most_of_what_could_be(
     base, auroc, accuracy, coverage, oracle
@@ -181,6 +186,14 @@ def test_what_cannot_be_read_is_never_kept_and_counts_in_n_only():
     assert found == same
     assert (found.n, found.kept) == (1000, (confidence >= found.threshold).sum())
     assert certify([np.nan] * 50, [1] * 50, accuracy=0.5) is None
+
+
+def test_the_first_step_is_a_share_of_all_answers_readable_or_not():
+    """Eight errors among the top 50 and none below fail at 50 of 1000, and pass at 100 of 2000."""
+    confidence, correct = np.linspace(1, 0, 1000), np.repeat([0, 1], [8, 992])
+    assert certify(confidence, correct, accuracy=0.8) is None
+    holes = np.concatenate([confidence, np.full(1000, np.nan)])
+    assert certify(holes, np.concatenate([correct, np.zeros(1000)]), accuracy=0.8) is not None
 
 
 def test_a_known_judge_is_corrected_for_and_an_unknown_one_is_not():
