@@ -17,6 +17,7 @@ from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
+from deployments.judge import add_judge, add_judge_audit
 
 BACKENDS = {"local": Local}
 
@@ -188,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("runs", help="list the runs")
     command.set_defaults(command=runs)
+
+    add_judge(commands.add_parser("judge", help="judge a table of answers"))
+    add_judge_audit(commands.add_parser("judge-audit", help="find out how often a judge errs"))
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)

@@ -1,0 +1,341 @@
+"""The commands `judge` and `judge-audit`: verdicts on answers that anybody has, and the error of who gave them."""
+
+import argparse
+import asyncio
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from pydantic import ValidationError
+
+from calibration import auditing
+from calibration.artifacts import Store
+from calibration.config import _apply as apply_change
+from calibration.config import explain
+from calibration.errors import ConfigurationError, JudgeError
+from calibration.judges import Cascade, GeminiBatch, Judge, JudgeConfig
+from calibration.judges.gemini_batch import DISCOUNT, PROVIDER
+from calibration.judges.language import LanguageJudge
+from calibration.judges.ledger import opened
+from calibration.judges.provider import Usage
+from calibration.marking import (
+    AnswerColumns,
+    Answers,
+    agreement,
+    check_carried,
+    check_table_path,
+    read_answers,
+    read_mark,
+    write_table,
+)
+from calibration.metrics.inference import Estimate
+from calibration.metrics.noise import bounds
+from calibration.records import Label, Verdict
+from calibration.schema import Schema
+
+QUIET_SECONDS = 60.0
+"""Where standard error is no terminal, progress is a line in so many seconds."""
+_TABLE_HELP = "csv, jsonl or parquet file"
+
+
+class _Settings(Schema):
+    """What --judge and --set say."""
+
+    judge: JudgeConfig
+
+
+def add_judge(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `judge`."""
+    command.set_defaults(command=judge)
+    command.add_argument("answers", metavar="ANSWERS", help=f"{_TABLE_HELP}, one row an answer")
+    command.add_argument(
+        "--judge",
+        metavar="KIND",
+        required=True,
+        help="exact, gemini, gemini-batch, openai, cascade, recorded",
+    )
+    command.add_argument(
+        "--set", metavar="SETTING=VALUE", action="append", default=[], help="judge.max_usd=5"
+    )
+    columns = command.add_argument_group("columns", "what each column of ANSWERS says")
+    for name, field in AnswerColumns.model_fields.items():
+        is_list = name == "missing"
+        columns.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="COLUMN" if name not in ("missing", "gold_separator") else "TEXT",
+            action="append" if is_list else "store",
+            help=(field.description or "").replace("\n", " "),
+        )
+    columns.add_argument(
+        "--against",
+        metavar="COLUMN",
+        help="marks to compare with: agreement, kappa, sensitivity, specificity",
+    )
+    command.add_argument(
+        "--max-unjudged",
+        metavar="SHARE",
+        type=float,
+        default=0.01,
+        help="largest share that may stay without a verdict (default: .01)",
+    )
+    command.add_argument(
+        "--out", metavar="FILE", help="csv, jsonl or parquet (default: NAME.verdicts.csv beside ANSWERS)"
+    )
+
+
+def add_judge_audit(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `judge-audit`."""
+    steps = command.add_subparsers(required=True, metavar="STEP")
+    step = steps.add_parser("sample", help="draw answers into a csv file that a person fills in")
+    step.set_defaults(command=sample)
+    step.add_argument("verdicts", metavar="VERDICTS", help="what `judge` wrote")
+    step.add_argument("--n", type=int, default=200, help="answers, half of either mark (default: 200)")
+    step.add_argument(
+        "--disagreements",
+        metavar="N",
+        type=int,
+        help="at most so many further answers on which the rules of `exact` disagree (default: half of n)",
+    )
+    step.add_argument("--seed", type=int, default=0, help="seeds the draw")
+    step.add_argument("--out", metavar="FILE", help="default: NAME.sample.csv beside VERDICTS")
+    step = steps.add_parser("read", help="read the filled-in sample: sensitivity and specificity")
+    step.set_defaults(command=read)
+    step.add_argument("verdicts", metavar="VERDICTS", help="what `judge` wrote")
+    step.add_argument("sample", metavar="SAMPLE", help="what `judge-audit sample` wrote, filled in")
+    step.add_argument("--confidence", metavar="COLUMN", help="look at each third by confidence as well")
+    step.add_argument("--out", metavar="FILE", help="default: NAME.audited.csv beside VERDICTS")
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Judge answers, and write a row for each."""
+    by, columns, out = _judge(options), _columns(options), _out(options.out, options.answers, "verdicts")
+    if not 0 <= options.max_unjudged <= 1:
+        raise ConfigurationError(f"--max-unjudged must be a share in [0, 1]; got {options.max_unjudged}")
+    others = [options.against] if options.against else []
+    answers = read_answers(Path(options.answers), columns, others)
+    check_carried(answers)
+    truth = [read_mark(row, options.against) for row in answers.rows] if options.against else None
+    Store.from_environment().check_writable()
+    by.check(answers.questions)
+    verdicts, bill = _run(by, answers)
+    write_table(out, answers.with_verdicts(verdicts))
+    marks = [math.nan if verdict.is_correct is None else float(verdict.is_correct) for verdict in verdicts]
+    _print_counts(by, verdicts, marks)
+    if bill:
+        print(f"cost: {bill}")
+    if truth is not None:
+        _print_agreement(options.against, marks, truth)
+    print(f"verdicts: {out}")
+    _check_judged(verdicts, options.max_unjudged)
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Draw the answers that a person marks."""
+    if options.n < 2:
+        raise ConfigurationError(f"--n must be at least 2, one of either mark; got {options.n}")
+    out = _out(options.out, options.verdicts, "sample")
+    if out.exists():
+        raise ConfigurationError(
+            f"--out must not exist yet; {out} may hold a person's marks. Name another file, or delete it"
+        )
+    verdicts = auditing.read_verdicts(Path(options.verdicts))
+    extra = options.n // 2 if options.disagreements is None else options.disagreements
+    rows = auditing.draw(verdicts, options.n, seed=options.seed, disagreements=max(extra, 0))
+    write_table(out, rows)
+    drawn = Counter(row["stratum"] for row in rows)
+    print(
+        f"{drawn['mark']} answers drawn by mark, {drawn['disagreement']} of "
+        f"{len(verdicts.disagreements())} on which the rules of exact disagree"
+    )
+    print(f"fill in the column truth with 1 or 0: {out}")
+
+
+def read(options: argparse.Namespace) -> None:
+    """Estimate the judge's errors from the marks of a person."""
+    out = _out(options.out, options.verdicts, "audited")
+    others = [options.confidence] if options.confidence else []
+    verdicts = auditing.read_verdicts(Path(options.verdicts), others)
+    filled = auditing.read_sample(Path(options.sample), verdicts)
+    found = auditing.report(verdicts, filled, options.confidence)
+    write_table(out, filled.table(verdicts))
+    audit = found.audit
+    print(f"{audit.right + audit.wrong} answers drawn by mark: {audit.right} right, {audit.wrong} wrong")
+    if filled.unfilled:
+        print(f"{filled.unfilled} rows are not filled in; if they are the hard ones, this is too kind")
+    print(f"sensitivity {_shown(audit.sensitivity)}")
+    print(f"specificity {_shown(audit.specificity)}")
+    if found.disagreement.n:
+        print(
+            f"of {found.disagreement.n} further answers on which the rules of exact disagree, the judge is "
+            f"right on {_shown(found.disagreement.agreement)}; they are not in the rates above"
+        )
+    for third in found.terciles:
+        rates = third.why
+        if third.audit:
+            rates = f"sensitivity {_shown(third.audit.sensitivity)}, "
+            rates += f"specificity {_shown(third.audit.specificity)}"
+        print(f"{options.confidence} {third.low:.3f} to {third.high:.3f}: {rates}")
+    if found.without_confidence:
+        print(f"{found.without_confidence} judged answers have no {options.confidence}")
+    print(f"for slm-calibration audit --correct verdict --truth truth: {out}")
+
+
+def _judge(options: argparse.Namespace) -> JudgeConfig:
+    settings: dict[str, Any] = {"judge": {"kind": options.judge}}
+    for change in options.set:
+        apply_change(settings, change)
+    try:
+        return _Settings.model_validate(settings).judge
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, settings)) from error
+
+
+def _columns(options: argparse.Namespace) -> AnswerColumns:
+    given = {name: getattr(options, name) for name in AnswerColumns.model_fields if getattr(options, name)}
+    return AnswerColumns.model_validate(given)
+
+
+def _out(given: str | None, source: str, what: str) -> Path:
+    """Where to write; refused before any work where that cannot be."""
+    out = Path(given) if given else Path(source).with_name(f"{Path(source).name.split('.')[0]}.{what}.csv")
+    if out.absolute() == Path(source).absolute():
+        raise ConfigurationError(f"--out must be another file than the one that is read; got {out}")
+    check_table_path(out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Bill:
+    """What was asked of a model just now: tokens, as the service counted them."""
+
+    used: Usage
+    unknown: int
+    usd: float | None
+    as_of: str
+
+    def __str__(self) -> str:
+        tokens = f"{self.used.prompt:,} tokens in, {self.used.output + self.used.thoughts:,} out"
+        dollars = "price unknown" if self.usd is None else f"${self.usd:.4f} at the prices of {self.as_of}"
+        missing = f"; {self.unknown} requests of unknown cost beside it" if self.unknown else ""
+        return f"{tokens}, {dollars}{missing}"
+
+
+def _run(by: JudgeConfig, answers: Answers) -> tuple[list[Verdict], _Bill | None]:
+    """Judge, with progress on standard error.
+
+    Raises:
+        SystemExit: With 1 when judging had to stop, and with 130 on Ctrl-C. What was answered is kept.
+    """
+    progress = _Progress()
+    try:
+        return asyncio.run(_judged(by, answers, progress))
+    except JudgeError as error:
+        progress.end()
+        print(f"slm-calibration: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        progress.end()
+        print(
+            "slm-calibration: stopped. Every verdict so far is kept; run it again to go on", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+    finally:
+        progress.end()
+
+
+async def _judged(by: Judge, answers: Answers, progress: "_Progress") -> tuple[list[Verdict], _Bill | None]:
+    paid = by.model if isinstance(by, Cascade) else by
+    if not isinstance(paid, LanguageJudge):
+        return await by.judge(answers.items, progress=progress), None
+    before, unknown = await _used(paid)
+    verdicts = await by.judge(answers.items, progress=progress)
+    after, unknown_after = await _used(paid)
+    names = ("prompt", "cached", "output", "thoughts")
+    used = Usage(**{name: getattr(after, name) - getattr(before, name) for name in names})
+    share, facts = (DISCOUNT if isinstance(paid, GeminiBatch) else 1.0), paid.known
+    full = facts.usd(used) if facts else None
+    bill = _Bill(
+        used=used,
+        unknown=unknown_after - unknown,
+        usd=None if full is None else share * full,
+        as_of=str(facts.as_of) if facts else "",
+    )
+    return verdicts, bill
+
+
+async def _used(paid: LanguageJudge) -> tuple[Usage, int]:
+    """Tokens used so far in this store, and the requests whose use nobody told."""
+    provider = PROVIDER if isinstance(paid, GeminiBatch) else paid.protocol.provider
+    async with opened(Store.from_environment().root) as ledger:
+        spent = ledger.spent(provider, paid.model)
+    return spent.used, spent.unknown
+
+
+class _Progress:
+    """One line on a terminal, over and over; elsewhere a line now and then, and the last one."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._is_live, self._shown, self._line = sys.stderr.isatty(), time.monotonic(), ""
+
+    def __call__(self, fraction: float, note: str) -> None:
+        self._line = f"{fraction:4.0%}  {note}"
+        if self._is_live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{self._line[:width]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._shown > QUIET_SECONDS:
+            self._shown = time.monotonic()
+            print(self._line, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the last line standing."""
+        if self._line:
+            print("" if self._is_live else self._line, file=sys.stderr, flush=True)
+        self._line = ""
+
+
+def _print_counts(by: Judge, verdicts: Sequence[Verdict], marks: Sequence[float]) -> None:
+    counts = Counter(verdict.label for verdict in verdicts)
+    shares = ", ".join(f"{counts[label]} {label}" for label in get_args(Label) if counts[label])
+    print(f"{len(verdicts)} answers by {by.version}: {shares}")
+    low, high = bounds(marks)
+    judged = np.isfinite(marks)
+    if judged.any():
+        accuracy = float(np.nanmean(marks))
+        whatever = f"; {low:.4f} to {high:.4f} whatever the unjudged are" if counts["unjudged"] else ""
+        print(f"accuracy {accuracy:.4f}{whatever}")
+    reasons = Counter(verdict.reason for verdict in verdicts if verdict.label == "unjudged")
+    for reason, count in reasons.most_common(5):
+        print(f"unjudged, {count}: {reason}")
+
+
+def _print_agreement(column: str, marks: Sequence[float], truth: Sequence[float]) -> None:
+    found = agreement(marks, truth)
+    print(f"against {column!r}, {found.n} answers marked by both, {found.left_out} left out:")
+    print(f"  agreement   {_shown(found.agreement)}")
+    print(f"  kappa       {found.kappa:.4f}")
+    print(f"  sensitivity {_shown(found.sensitivity)}: {found.right_marked_right} of {found.right}")
+    print(f"  specificity {_shown(found.specificity)}: {found.wrong_marked_wrong} of {found.wrong}")
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+
+
+def _check_judged(verdicts: Sequence[Verdict], max_unjudged: float) -> None:
+    unjudged = sum(verdict.label == "unjudged" for verdict in verdicts)
+    if unjudged > max_unjudged * len(verdicts):
+        print(
+            f"slm-calibration: at most {max_unjudged:.1%} of the answers may stay unjudged; {unjudged} of "
+            f"{len(verdicts)} did. All verdicts are written. Run it again, or raise --max-unjudged if those "
+            "may be left out",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
