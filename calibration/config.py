@@ -62,6 +62,9 @@ class Experiment(Schema):
     """The model that is taught and compared; unset, the first."""
     judge: JudgeConfig
     """Who says what is right."""
+    max_unjudged: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of a system's answers that may stay without a verdict. Above it the stage fails, with
+    every verdict kept: an answer that nobody could judge is not wrong, and leaving many out misleads."""
     methods: dict[Name, MethodConfig] = Field(default_factory=dict)
     """What is tried to repair the target, by name."""
     readout: Readout = "geometric_mean"

@@ -129,7 +129,7 @@ async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfi
     """One system's answers, asked in one way, and their verdicts."""
     label = f"{name} {job.elicitation}"
     generations = await infer(job, label, on)
-    verdicts = await judge(job.questions, generations, experiment.judge, label)
+    verdicts = await judge(job.questions, generations, experiment.judge, experiment.max_unjudged, label)
     return Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
 
 

@@ -1,6 +1,6 @@
 """Labels that somebody already has, looked up by question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from calibration.judges.protocol import Item
@@ -43,14 +43,15 @@ class RecordedLabels(FileSchema):
         """Raise what `judge` would raise."""
         check_covered(self.path, "a label", self._labels(), [(q.id, q.text) for q in questions])
 
-    async def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """The recorded label of each item, in their order.
+    async def judge(self, items: Sequence[Item], *, progress: Callable[[float, str], None]) -> list[Verdict]:
+        """The recorded label of each item, in their order; progress is told once, at the end.
 
         Raises:
             DataError: The file or a row cannot be used, or a question has no row.
         """
         labels, version = self._labels(), self.version
         check_covered(self.path, "a label", labels, [(item.question_id, item.question) for item in items])
+        progress(1.0, f"{len(items)} recorded labels")
         return [self._verdict(item, *labels[item.question_id], version) for item in items]
 
     def _labels(self) -> dict[str, tuple[FileRow, Label]]:
