@@ -23,6 +23,9 @@ from calibration.schema import Schema
 from calibration.sources.rows import FileRow, key_rows, read_file
 from calibration.systems import Scores, System
 
+NOT_GIVEN = "(not given)"
+"""The kind of a question whose cell is empty."""
+
 
 class Columns(Schema):
     """Which column of a table says what."""
@@ -69,13 +72,14 @@ def read_answers(path: Path, columns: Columns, unnamed: str = "row") -> Answers:
         keyed = {f"{unnamed} {row.number}": row for row in rows}
     else:
         keyed = key_rows(rows, question=columns.id, id_column=columns.id)
-    kinds = tuple(row.text(columns.group) or "Other" if columns.group else "Other" for row in rows)
+    kinds = {
+        name: tuple(row.text(name) or NOT_GIVEN for row in rows) for name in filter(None, [columns.group])
+    }
     scores = Scores(
         ids=tuple(keyed),
         confidence=np.array([_confidence(row, columns) for row in rows]),
         correct=np.array([_mark(row, columns.correct) for row in rows]),
-        topic=("Other",) * len(rows),
-        answer_type=kinds,
+        kinds=kinds,
     )
     truth = np.array([_mark(row, columns.truth) if columns.truth else math.nan for row in rows])
     answers = Answers(path, tuple(rows), scores, truth)

@@ -27,7 +27,7 @@ from calibration.routing.goals import Goal
 from calibration.routing.policy import RouterPolicy
 from calibration.routing.rules import REFERENCE, Prices, cost_optimal
 from calibration.systems import ENOUGH_TO_FIT, Scores, System, best_base, fitted_platt, with_platt
-from calibration.verdict import verdicts
+from calibration.verdict import KINDS, verdicts
 
 SPLITS_SHOWN = ("test", "shift")
 EXAMPLES = 5
@@ -41,13 +41,15 @@ class Study:
     model: str
     """The model's name."""
     base: System
-    """The model before, as improvements are counted from; its name is `base`."""
+    """The model before, as improvements are counted from."""
     trained: tuple[System, ...] = ()
     """What was made of it, each under its main readout: what is judged."""
     readouts: tuple[System, ...] = ()
     """The base under its other readouts; the best one is the bar after a map."""
     asides: tuple[tuple[str, System], ...] = ()
     """Model and system of what is only measured."""
+    kinds: str | None = KINDS
+    """By what the questions are sorted of which every kind must improve; None, nothing is asked."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,12 @@ def assess(
     ]
     rules = (REFERENCE, cost_optimal(prices))
     return Evaluation(
+        base=study.base.name,
         rows=tuple(rows),
         verdicts=tuple(
-            report for main in study.trained for report in verdicts(study.base, best, main, seed=seed)
+            report
+            for main in study.trained
+            for report in verdicts(study.base, best, main, seed=seed, kinds=study.kinds)
         ),
         routing=tuple(row for view in views for row in routing(view, rules, prices)),
         cost_quality=tuple(filter(None, (cost_quality(system, prices, seed) for system in mains))),
@@ -199,8 +204,10 @@ def _scores(rows: Sequence[Judged], readout: Readout) -> Scores:
         ids=tuple(row.question.id for row in rows),
         confidence=np.array(confidence, dtype=np.float64),  # None becomes nan
         correct=np.array(correct, dtype=np.float64),
-        topic=tuple(row.question.topic for row in rows),
-        answer_type=tuple(row.question.answer_type for row in rows),
+        kinds={
+            "topic": tuple(row.question.topic for row in rows),
+            KINDS: tuple(row.question.answer_type for row in rows),
+        },
     )
 
 
@@ -262,9 +269,9 @@ def _policy(
     known = system.scores_by_split.get("calibration") if fitted_platt(system) else None
     graded = test.where(test.judged)
     kinds = {
-        name: tuple(np.array(getattr(test, name), dtype=object)[test.judged].tolist())
-        for name in ("topic", "answer_type")
-        if len(set(getattr(test, name))) > 1
+        name: tuple(np.array(labels, dtype=object)[test.judged].tolist())
+        for name, labels in test.kinds.items()
+        if len(set(labels)) > 1
     }
     return build_policy(
         known.where(known.judged) if known else graded,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -138,11 +138,10 @@ def _intervals(correct: Rate, graded: Graded, seed: int) -> dict[str, Interval]:
 
 
 def groups(system: System) -> Iterator[GroupRow]:
-    """Each topic and answer type of the test split that has a usable answer; nothing where all are alike."""
+    """Each kind of question of the test split that has a usable answer; nothing where all are alike."""
     scores = system.on("test")
-    kinds: tuple[Literal["topic", "answer_type"], ...] = ("topic", "answer_type")
-    for group_by in kinds:
-        labels = np.array(getattr(scores, group_by), dtype=object)
+    for group_by, kinds in scores.kinds.items():
+        labels = np.array(kinds, dtype=object)
         names = sorted(set(labels))
         for group in names if len(names) > 1 else ():
             inside = labels == group
@@ -150,9 +149,7 @@ def groups(system: System) -> Iterator[GroupRow]:
                 yield _group(system, group_by, group, inside)
 
 
-def _group(
-    system: System, group_by: Literal["topic", "answer_type"], group: str, inside: BoolArray
-) -> GroupRow:
+def _group(system: System, group_by: str, group: str, inside: BoolArray) -> GroupRow:
     scores = system.on("test")
     o = replace(scores, correct=np.where(inside, scores.correct, np.nan)).outcomes()
     ranking = float(auroc(o))

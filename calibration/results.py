@@ -159,11 +159,12 @@ class JudgeRow(Schema):
 
 
 class GroupRow(Schema):
-    """One topic or answer type of one system."""
+    """One kind of question of one system."""
 
     system: str
     readout: str
-    group_by: Literal["topic", "answer_type"]
+    group_by: str
+    """By what the questions were sorted, such as `topic`."""
     group: str
     n: int
     accuracy: float
@@ -206,6 +207,8 @@ class MissingSystem(Schema):
 class Evaluation(Schema):
     """All the numbers of one run."""
 
+    base: str = "base"
+    """The system that improvements are counted from."""
     rows: tuple[Row, ...]
     verdicts: tuple[VerdictReport, ...] = ()
     routing: tuple[RoutingRow, ...] = ()

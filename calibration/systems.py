@@ -1,7 +1,7 @@
 """A model read in one way: its confidences and marks, question by question, raw and behind a map."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -29,12 +29,12 @@ class Scores:
     """Shape [n], in [0, 1]; nan where none could be read."""
     correct: FloatArray
     """Shape [n], 0 or 1; nan where the answer could not be judged."""
-    topic: tuple[str, ...]
-    answer_type: tuple[str, ...]
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What kind of question each is, by what they are sorted by: {"topic": ("Art", "Sports", ...)}."""
 
     def __post_init__(self) -> None:
         """Refuse columns of different lengths and repeated questions."""
-        columns = (self.ids, self.confidence, self.correct, self.topic, self.answer_type)
+        columns = (self.ids, self.confidence, self.correct, *self.kinds.values())
         if len({len(column) for column in columns}) != 1:
             lengths = ", ".join(str(len(column)) for column in columns)
             raise DataError(f"the columns of scores must be equally long; got lengths {lengths}")

@@ -54,13 +54,17 @@ EFFECTIVE_LEVELS = 10.0
 TOP_TWO_SHARE = 0.5
 ENOUGH = 100
 """Fewer questions than this decide nothing."""
+KINDS = "answer_type"
+"""By what questions are sorted of which every kind must improve."""
 
 LITERAL_ACCURACY: dict[Level, float] = {"minimum": -0.05, "target": 0.0, "stretch": 0.08}
 """Least relative change of accuracy in the original specification: 19.4 % to 18.4, 19.4 and 21 %."""
 LITERAL_SPAN = (0.2, 0.9)
 
 
-def verdicts(base_seed: System, base_best: System, trained: System, *, seed: int) -> list[VerdictReport]:
+def verdicts(
+    base_seed: System, base_best: System, trained: System, *, seed: int, kinds: str | None = KINDS
+) -> list[VerdictReport]:
     """Judge one trained system at every level, and by the original specification's own criteria.
 
     Lines: `rms_hle_reduction` and `rms_reduction` (against `base_seed`), `brier_after_map` and
@@ -74,6 +78,7 @@ def verdicts(base_seed: System, base_best: System, trained: System, *, seed: int
         base_best: The base model under its best readout, from `best_base`.
         trained: The trained model under its main readout.
         seed: Seeds every interval.
+        kinds: By what questions are sorted of which every kind must improve; None, nothing is asked.
 
     Returns:
         One report a level, then one a level with `literal` true.
@@ -83,7 +88,7 @@ def verdicts(base_seed: System, base_best: System, trained: System, *, seed: int
     """
     hle = _reduction(base_seed, trained, "test", hle_error, least=2 * BIN_SIZE, seed=seed)
     rms = _reduction(base_seed, trained, "test", on_outcomes(calibration_error), seed=seed)
-    types = _reductions_by_type(base_seed, trained, seed)
+    types = _reductions_by_kind(base_seed, trained, kinds, seed)
     shift = _shift(base_seed, trained, seed)
     change = _accuracy_change(base_seed, trained, seed)
     common = [
@@ -308,12 +313,12 @@ def _shift(base: System, trained: System, seed: int) -> Line:
     return _decide("shift", found, 0.0, is_strict=True)
 
 
-def _reductions_by_type(base: System, trained: System, seed: int) -> dict[str, _Finding]:
-    """RMS reduction of each answer type with enough questions."""
+def _reductions_by_kind(base: System, trained: System, kinds: str | None, seed: int) -> dict[str, _Finding]:
+    """RMS reduction of each kind of question with enough of them."""
     scores, statistic = base.on("test"), on_outcomes(calibration_error)
-    found = {}
-    for kind in sorted(set(scores.answer_type)):
-        among = frozenset(i for i, t in zip(scores.ids, scores.answer_type, strict=True) if t == kind)
+    labels, found = scores.kinds.get(kinds or "", ()), {}
+    for kind in sorted(set(labels)):
+        among = frozenset(i for i, label in zip(scores.ids, labels, strict=True) if label == kind)
         found[kind] = _reduction(base, trained, "test", statistic, seed=seed, least=ENOUGH, among=among)
     return {kind: finding for kind, finding in found.items() if finding.n >= ENOUGH}
 

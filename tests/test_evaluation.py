@@ -223,7 +223,7 @@ def test_counts_groups_curves_and_routes(full):
 def test_a_group_says_what_the_metrics_say_of_its_answers(full):
     group = next(g for g in full.groups if (g.system, g.group) == ("dpo", "Sport"))
     scores = read_system("dpo", "stated_expected", taught().judged).on("test")
-    inside = np.array([topic == "Sport" for topic in scores.topic])
+    inside = np.array([topic == "Sport" for topic in scores.kinds["topic"]])
     o = tally(scores.confidence[inside], scores.correct[inside])
     assert group.rms == pytest.approx(float(calibration_error(o)))
     assert (group.accuracy, group.mean_confidence) == pytest.approx(

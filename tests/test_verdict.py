@@ -39,7 +39,8 @@ def scores(split, confidence, correct):
     n = len(correct)
     ids = tuple(f"{split}-{i}" for i in range(n))
     types = tuple("Date" if i % 2 else "Person" for i in range(n))
-    return Scores(ids, np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float), types, types)
+    values = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    return Scores(ids, *values, {"answer_type": types})
 
 
 def system(name, facts, behave):
@@ -355,7 +356,7 @@ def test_the_map_comes_from_the_calibration_split_and_else_is_cross_fitted(base)
 def test_systems_with_other_questions_are_refused(base, facts):
     new = system("t", facts, better_confidence)
     test = new.on("test")
-    moved = Scores(("elsewhere", *test.ids[1:]), test.confidence, test.correct, test.topic, test.answer_type)
+    moved = Scores(("elsewhere", *test.ids[1:]), test.confidence, test.correct, test.kinds)
     with pytest.raises(DataError, match="elsewhere"):
         verdicts(base, base, System("t", "joint", {**new.scores_by_split, "test": moved}), seed=0)
 
@@ -367,6 +368,6 @@ def test_a_system_without_test_answers_is_named(base):
 
 def test_repeated_questions_and_uneven_columns_are_refused():
     with pytest.raises(DataError, match="'a' is answered several times"):
-        Scores(("a", "a"), np.zeros(2), np.zeros(2), ("t", "t"), ("t", "t"))
-    with pytest.raises(DataError, match="lengths 1, 2, 2, 1, 1"):
-        Scores(("a",), np.zeros(2), np.zeros(2), ("t",), ("t",))
+        Scores(("a", "a"), np.zeros(2), np.zeros(2), {"topic": ("t", "t")})
+    with pytest.raises(DataError, match="lengths 1, 2, 2, 1"):
+        Scores(("a",), np.zeros(2), np.zeros(2), {"topic": ("t",)})

@@ -170,7 +170,9 @@ def answers(evaluation: Evaluation) -> tuple[Answer, ...]:
 
 
 def _base_answer(evaluation: Evaluation) -> list[Answer]:
-    row = next((row for row in _on_test(evaluation) if row.system == "base" and row.map == "none"), None)
+    row = next(
+        (row for row in _on_test(evaluation) if row.system == evaluation.base and row.map == "none"), None
+    )
     if row is None:
         return []
     sentence = (
@@ -178,7 +180,7 @@ def _base_answer(evaluation: Evaluation) -> list[Answer]:
         f"{number(row.mean_confidence)} confident on average. Its RMS calibration error is "
         f"{number(row.rms)}; if calibrated, it would score about {number(row.rms_floor)}."
     )
-    return [Answer("base", None, sentence, "as it is")]
+    return [Answer(evaluation.base, None, sentence, "as it is")]
 
 
 def recommended(evaluation: Evaluation) -> str:
@@ -188,7 +190,7 @@ def recommended(evaluation: Evaluation) -> str:
         for verdict in evaluation.verdicts
         if not verdict.literal and verdict.outcome == "pass"
     }
-    return max(reached, key=reached.__getitem__, default="base")
+    return max(reached, key=reached.__getitem__, default=evaluation.base)
 
 
 def _router_answer(evaluation: Evaluation) -> list[Answer]:
@@ -248,7 +250,7 @@ def decisive(verdicts: Iterable[VerdictReport]) -> Level:
 
 def target_model(evaluation: Evaluation) -> str | None:
     """The model that was taught: the one that systems other than `base` are made of."""
-    made = [row.model for row in evaluation.rows if row.system != "base"]
+    made = [row.model for row in evaluation.rows if row.system != evaluation.base]
     return next(iter([*made, *(row.model for row in evaluation.rows)]), None)
 
 
