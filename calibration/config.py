@@ -21,6 +21,7 @@ from calibration.routing.goals import CostOptimal, Goal
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.sources import SourceConfig
+from calibration.sources.rows import shown
 from calibration.splits import Splits
 from calibration.worlds.facts import World
 
@@ -128,24 +129,33 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     try:
         return TypeAdapter(Experiment).validate_python(settings)
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: {explain(error, settings)}") from error
+        problem = explain(error, settings, Experiment, see="docs/experiment.md")
+        raise ConfigurationError(f"{path}: {problem}") from error
 
 
-def explain(error: ValidationError, settings: object) -> str:
-    """The first thing wrong, in one line: where, what was expected, what was found."""
+def explain(error: ValidationError, settings: object, of: type[Schema], see: str) -> str:
+    """The first thing wrong, in one line: where, what was expected, what was found.
+
+    Args:
+        error: What checking the settings raised.
+        settings: The settings, in nested tables.
+        of: What they were to be.
+        see: Where its settings are described, for a name that is like none of them.
+    """
     first = error.errors()[0]
     where = _named_place(first["loc"], settings)
     if first["type"] == "extra_forbidden":
-        return f"{where}: no such setting; {_suggestion(str(first['loc'][-1]))}"
+        near = _suggestion(str(first["loc"][-1]), of)
+        return " ".join(f"{where}: no such setting; {near or f'see {see}'}".split())
     message = re.sub(r"^Value error, ", "", first["msg"])
-    got = "" if first["type"] in {"missing", "value_error"} else f"; got {first['input']!r}"
-    return f"{where}: {message}{got}"
+    got = "" if first["type"] in {"missing", "value_error"} else f"; got {shown(first['input'])}"
+    return " ".join(f"{where}: {message}{got}".removeprefix(": ").split())
 
 
 def apply_change(settings: dict[str, Any], change: str) -> None:
     """Set one setting in nested tables, from a text such as "methods.dpo.beta=0.3"."""
     path, sign, text = change.partition("=")
-    if not sign or not path:
+    if not sign or not all(path.split(".")):
         raise ConfigurationError(f"a change must look like methods.dpo.beta=0.3; got {change!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -169,16 +179,30 @@ def _named_place(location: Sequence[int | str], settings: object) -> str:
         elif position < len(location) - 1:
             continue
         parts.append(str(part))
-    return ".".join(parts) or "experiment"
+    return ".".join(parts)
 
 
-def _suggestion(name: str) -> str:
-    """Settings whose names look like the one that does not exist."""
-    near = difflib.get_close_matches(name, _setting_names(), n=2)
-    return f"did you mean {' or '.join(near)}?" if near else "see docs/experiment.md"
+def _suggestion(name: str, of: type[Schema]) -> str:
+    """Settings whose names look like the one that does not exist, or where else it does; "" without any."""
+    places: dict[str, list[str]] = {}
+    for path in _setting_paths(of):
+        places.setdefault(path.rpartition(".")[2], []).append(path)
+    near = places[name] if name in places else difflib.get_close_matches(name, places, n=2)
+    return f"did you mean {' or '.join(near[:2])}?" if near else ""
 
 
-def _setting_names() -> set[str]:
-    schema = Experiment.model_json_schema()
-    parts = [schema, *schema.get("$defs", {}).values()]
-    return {name for part in parts for name in part.get("properties", {})}
+def _setting_paths(of: type[Schema]) -> list[str]:
+    """Every setting as it is written in a change, such as "methods.NAME.beta", the outer ones first."""
+    schema = of.model_json_schema()
+    todo: list[tuple[str, Any]] = [("", schema)]
+    paths: dict[str, None] = {}
+    for path, part in todo:
+        if "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        found = {path + name: inner for name, inner in part.get("properties", {}).items()}
+        paths |= dict.fromkeys(found)
+        todo += [(f"{name}.", inner) for name, inner in found.items()]
+        todo += [(path, inner) for union in ("anyOf", "oneOf") for inner in part.get(union, [])]
+        tables = [part.get("additionalProperties"), *part.get("patternProperties", {}).values()]
+        todo += [(f"{path}NAME.", inner) for inner in tables if isinstance(inner, dict)]
+    return list(paths)

@@ -10,19 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
 
 from calibration.confidence import READOUTS, Readout, read_confidence
 from calibration.errors import ConfigurationError, DataError
-from calibration.maps import cross_fit, fit_constant
 from calibration.measures import cost_quality, curve, groups, guarantees, measure, routing
 from calibration.metrics.errors import BIN_SIZE
+from calibration.metrics.noise import JudgeAudit
 from calibration.records import Elicitation, Judged
 from calibration.results import Evaluation, Example, MissingSystem, Row
 from calibration.routing.build import build_policy
-from calibration.routing.certificate import JudgeError
 from calibration.routing.goals import Goal
 from calibration.routing.policy import RouterPolicy
 from calibration.routing.rules import REFERENCE, Prices, cost_optimal
@@ -50,6 +50,8 @@ class Study:
     """Model and system of what is only measured."""
     kinds: str | None = KINDS
     """By what the questions are sorted of which every kind must improve; None, nothing is asked."""
+    held_out: bool = True
+    """Whether the test questions are known to be kept out of training and fitting."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def assess(
     router: Goal,
     measured: datetime,
     seed: int,
-    judge: JudgeError | None = None,
+    judges: Mapping[str, JudgeAudit] = MappingProxyType({}),
 ) -> Evaluation:
     """Compute every number of a report that confidences and marks allow.
 
@@ -80,7 +82,7 @@ def assess(
         router: What the policies aim at.
         measured: When the answers were given; the policies' lifetime begins there.
         seed: Seeds every interval.
-        judge: How often the marks are right, where an audit has told; unset, they are taken as true.
+        judges: What an audit says of the marks, by system; without one they are taken as true.
 
     Raises:
         DataError: A system has no answers on the test split, or systems answered different questions.
@@ -102,16 +104,22 @@ def assess(
         verdicts=tuple(
             report
             for main in study.trained
-            for report in verdicts(study.base, best, main, seed=seed, kinds=study.kinds)
+            for report in verdicts(
+                study.base, best, main, seed=seed, kinds=study.kinds, held_out=study.held_out
+            )
         ),
         routing=tuple(row for view in views for row in routing(view, rules, prices)),
         cost_quality=tuple(filter(None, (cost_quality(system, prices, seed) for system in mains))),
-        guarantees=tuple(row for system in mains for row in guarantees(system, judge)),
-        policies={s.name: p for s in mains if (p := _policy(s, prices, router, measured, judge)) is not None},
+        guarantees=tuple(row for system in mains for row in guarantees(system, judges.get(system.name))),
+        policies={
+            system.name: policy
+            for system in mains
+            if (policy := _policy(system, prices, router, measured, judges.get(system.name))) is not None
+        },
         groups=tuple(row for system in mains for row in groups(system)),
         curves=tuple(curve(view) for view in views),
         counts={split: len(scores.ids) for split, scores in study.base.scores_by_split.items()},
-        notes=_notes(study.base, best, mains, prices),
+        notes=_notes(study, best, prices),
     )
 
 
@@ -233,30 +241,24 @@ def _views(system: System) -> list[System]:
 
 
 def _constant(base: System) -> System:
-    """The base's answers with its accuracy as every confidence: what no information scores."""
-    if fitted_platt(base) is not None:
-        known = base.on("calibration")
-        value = float(known.correct[known.judged].mean())
-        splits = {
-            split: replace(scores, confidence=np.full(len(scores.ids), value))
-            for split, scores in base.scores_by_split.items()
-        }
-    else:
-        splits = _crossfitted_constant(base.on("test"))
+    """The base's answers with its accuracy as every confidence: what no information scores.
+
+    The accuracy on the calibration split; without a usable one that on the test split itself, which no
+    constant surpasses. (Other folds' accuracies would be lower the better a fold is, and rank it last.)
+    """
+    known = base.on("calibration" if fitted_platt(base) is not None else "test")
+    if not known.judged.any():
+        return System("constant", "constant", {})
+    value = float(known.correct[known.judged].mean())
+    splits = {
+        split: replace(scores, confidence=np.full(len(scores.ids), value))
+        for split, scores in base.scores_by_split.items()
+    }
     return System("constant", "constant", splits)
 
 
-def _crossfitted_constant(scores: Scores) -> dict[str, Scores]:
-    if scores.judged.sum() < ENOUGH_TO_FIT:
-        return {}
-    judged = scores.where(scores.judged)
-    confidence = np.full(len(scores.ids), np.nan)
-    confidence[scores.judged] = cross_fit(fit_constant, judged.ids, np.zeros(len(judged.ids)), judged.correct)
-    return {"test": replace(scores, confidence=confidence)}
-
-
 def _policy(
-    system: System, prices: Prices, router: Goal, measured: datetime, judge: JudgeError | None
+    system: System, prices: Prices, router: Goal, measured: datetime, judge: JudgeAudit | None
 ) -> RouterPolicy | None:
     """What a router may do with a system; None when no test answer was judged.
 
@@ -275,6 +277,7 @@ def _policy(
     }
     return build_policy(
         known.where(known.judged) if known else graded,
+        system=system.name,
         test=graded if known else None,
         rule=router,
         readout=next((name for name in get_args(Readout) if name == system.readout), "confidence"),
@@ -316,26 +319,29 @@ def _examples(system: System, judged: Sequence[Judged]) -> Iterator[Example]:
             )
 
 
-def _notes(base: System, best: System, systems: Sequence[System], prices: Prices) -> tuple[str, ...]:
+def _notes(study: Study, best: System, prices: Prices) -> tuple[str, ...]:
     """What a reader must know to read the numbers right."""
-    chosen_on = next((s for s in ("validation", "calibration") if s in base.scores_by_split), None)
-    why = f"its best on the {chosen_on} split" if chosen_on else "as no split allows a choice"
-    counted = f"Improvements are counted from the base read by {base.readout}"
-    notes = [f"{counted}; after-map lines compare with the base read by {best.readout}, {why}."]
+    base, notes = study.base, []
+    if study.readouts:
+        chosen_on = next((s for s in ("validation", "calibration") if s in base.scores_by_split), None)
+        why = f"its best on the {chosen_on} split" if chosen_on else "as no split allows a choice"
+        counted = f"Improvements are counted from the base read by {base.readout}"
+        notes.append(f"{counted}; after-map lines compare with the base read by {best.readout}, {why}.")
     notes.append(
-        f"Routing assumes that the large model answers {prices.llm_accuracy:g} of the escalated questions "
-        "rightly, whichever they are."
+        f"Routing assumes that the large model answers {100 * prices.llm_accuracy:.3g} % of the escalated "
+        "questions rightly, whichever they are."
     )
-    if without := sorted({system.name for system in systems if fitted_platt(system) is None}):
+    mains = (base, *study.trained)
+    if without := sorted({system.name for system in mains if fitted_platt(system) is None}):
         notes.append(
             f"No calibration split of {ENOUGH_TO_FIT} graded answers for {', '.join(without)}: maps are "
             "cross-fitted on the test questions, by a hash of the question."
         )
     if fitted_platt(base) is None:
-        notes.append("The constant is the accuracy on the other folds of the test questions.")
+        notes.append("The constant is the base's accuracy on the test questions: no constant does better.")
     else:
         notes.append("The constant is the base's accuracy on the calibration split.")
-    if "shift" not in base.scores_by_split:
+    if study.trained and study.held_out and "shift" not in base.scores_by_split:
         notes.append("There is no shift split: nothing is said of topics that training has not seen.")
     if len(base.on("test").ids) < 2 * BIN_SIZE:
         notes.append(f"HLE's RMS needs {2 * BIN_SIZE} answers and is left out of smaller sets.")

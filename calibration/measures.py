@@ -14,8 +14,8 @@ from calibration.metrics.errors import (
     hle_calibration_error,
     width_error,
 )
-from calibration.metrics.inference import Estimate, Graded, intervals
-from calibration.metrics.noise import audit_judge, corrected
+from calibration.metrics.inference import SHARE, Estimate, Graded, intervals
+from calibration.metrics.noise import JudgeAudit, audit_judge, corrected
 from calibration.metrics.outcomes import BoolArray, FloatArray, Outcomes, tally
 from calibration.metrics.ranking import augrc, aurc, auroc, average_precision, excess_aurc, rejection_ratio
 from calibration.metrics.scores import brier, brier_parts, log_loss, overconfidence, spread
@@ -30,7 +30,7 @@ from calibration.results import (
     Row,
     Value,
 )
-from calibration.routing.certificate import JudgeError, certify
+from calibration.routing.certificate import certify
 from calibration.routing.curve import curve_intervals
 from calibration.routing.rates import Rate, RoutingRow, rate, route
 from calibration.routing.rules import Prices, Rule
@@ -43,7 +43,7 @@ WITH_INTERVAL: Mapping[str, Callable[[Outcomes], FloatArray]] = {
     "auroc": auroc,
     "aurc": aurc,
 }
-"""Figures of a row that get a bootstrap interval."""
+"""Figures of a row that get a bootstrap interval; all lie in [0, 1]."""
 
 GUARANTEED = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Accuracies that a router's owner may want of the answers kept."""
@@ -128,7 +128,7 @@ def _errors(o: Outcomes) -> dict[str, float]:
 def _intervals(correct: Rate, graded: Graded, seed: int) -> dict[str, Interval]:
     ends = {"accuracy": (correct.low, correct.high)}
     if graded.ids:
-        found = intervals(graded, WITH_INTERVAL, seed=seed)
+        found = intervals(graded, WITH_INTERVAL, within=SHARE, seed=seed)
         ends |= {name: (estimate.low, estimate.high) for name, estimate in found.items()}
     return {
         name: Interval(low=low, high=high)
@@ -198,7 +198,7 @@ def cost_quality(system: System, prices: Prices, seed: int) -> CostQualityRow | 
     )
 
 
-def guarantees(system: System, judge: JudgeError | None) -> Iterator[Guarantee]:
+def guarantees(system: System, judge: JudgeAudit | None) -> Iterator[Guarantee]:
     """What can be promised of the answers kept, at each of `GUARANTEED`.
 
     Thresholds are found on the calibration split, or, without a usable one, on the test split: a
@@ -218,42 +218,52 @@ def guarantees(system: System, judge: JudgeError | None) -> Iterator[Guarantee]:
             delta=DELTA,
             threshold=found.threshold if found else None,
             kept=rate(found.kept if found else 0, len(graded.ids)),
+            is_about_truth=judge is not None,
         )
 
 
-def judge_row(system: System, truth: FloatArray, seed: int) -> JudgeRow:
-    """The system's figures as the true labels would have them.
+def audited_judge(system: System, truth: FloatArray) -> JudgeAudit:
+    """What people's marks say of the judge who marked the system's answers.
 
     Args:
         system: Marked by the judge.
         truth: Shape [n] of its test split: a person's marks, nan where nobody looked.
+
+    Raises:
+        DataError: Too few answers were audited.
+    """
+    scores = system.on("test")
+    return audit_judge(scores.correct[scores.judged], truth[scores.judged])
+
+
+def judge_row(system: System, truth: FloatArray, seed: int) -> JudgeRow:
+    """The system's figures as the true labels would have them: of what the figures of `measure` are of.
+
+    Args:
+        system: Marked by the judge.
+        truth: As for `audited_judge`.
         seed: Seeds the intervals.
 
     Raises:
         DataError: Too few answers were audited, or the judge is no better than chance.
     """
     scores = system.on("test")
-    audit = audit_judge(scores.correct[scores.judged], truth[scores.judged])
-    graded = scores.where(scores.usable)
-    found = corrected(graded, audit, seed=seed, is_drawn_from_answers=True)
+    audit, usable = audited_judge(system, truth), scores.usable
+    every = replace(scores, confidence=np.nan_to_num(scores.confidence)).where(scores.judged)
+    accuracy = corrected(every, audit, seed=seed, is_drawn_from_answers=True).accuracy
+    readable = audit_judge(scores.correct[usable], truth[usable])
+    found = corrected(scores.where(usable), readable, seed=seed, is_drawn_from_answers=True)
     return JudgeRow(
         system=system.name,
         readout=system.readout,
         audited=audit.right + audit.wrong,
         sensitivity=_value(audit.sensitivity),
         specificity=_value(audit.specificity),
-        accuracy=_value(found.accuracy),
+        accuracy=_value(accuracy),
         rms=_value(found.rms),
         brier=_value(found.brier),
         auroc=_value(found.auroc),
     )
-
-
-def judge_error(row: JudgeRow) -> JudgeError:
-    """The judge's rates, for a certificate."""
-    assert row.sensitivity.value is not None  # noqa: S101 - an audit without them is refused
-    assert row.specificity.value is not None  # noqa: S101
-    return JudgeError(sensitivity=row.sensitivity.value, specificity=row.specificity.value)
 
 
 def _value(estimate: Estimate) -> Value:

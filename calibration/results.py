@@ -138,6 +138,9 @@ class Guarantee(Schema):
     """Keep from this confidence on, before any map; None when nothing can be guaranteed."""
     kept: Rate
     """Share of the answers that this keeps, of those it was found on."""
+    is_about_truth: bool = False
+    """The accuracy is that of true labels, with what an audit leaves open about the judge; else it is what
+    the judge calls right."""
 
 
 class JudgeRow(Schema):
@@ -209,6 +212,8 @@ class Evaluation(Schema):
 
     base: str = "base"
     """The system that improvements are counted from."""
+    recommended: str | None = None
+    """The system whose policy a router should follow; None leaves it to the verdict."""
     rows: tuple[Row, ...]
     verdicts: tuple[VerdictReport, ...] = ()
     routing: tuple[RoutingRow, ...] = ()

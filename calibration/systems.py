@@ -121,7 +121,11 @@ def with_crossfit(system: System) -> System | None:
 
 def _crossfit(scores: Scores) -> Scores:
     graded, mapped = scores.where(scores.usable), scores.confidence.copy()
-    mapped[scores.usable] = cross_fit(fit_platt, graded.ids, graded.confidence, graded.correct)
+    if len(set(graded.confidence.tolist())) == 1:
+        # Its map is the accuracy of the other folds, lower the better a fold is: it would rank them wrongly.
+        mapped[scores.usable] = graded.correct.mean()
+    else:
+        mapped[scores.usable] = cross_fit(fit_platt, graded.ids, graded.confidence, graded.correct)
     return replace(scores, confidence=mapped)
 
 

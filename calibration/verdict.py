@@ -5,11 +5,13 @@ calibration, and so does a constant. So a level is passed only when the calibrat
 the confidence beats the base model after both were given the same post-hoc map, on re-judged answers,
 without losing accuracy, readability or variety. Every line has a number, and an interval where it can
 have one: it passes when the whole interval is good enough, fails when the whole interval is not, and is
-undecided in between: there are not enough questions to tell.
+undecided in between, or where there is nothing to measure: there are not enough questions to tell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -54,6 +56,13 @@ EFFECTIVE_LEVELS = 10.0
 TOP_TWO_SHARE = 0.5
 ENOUGH = 100
 """Fewer questions than this decide nothing."""
+Sign: TypeAlias = Literal[">=", ">", "<="]
+SIGNS: Mapping[str, Sign] = MappingProxyType(
+    {"shift": ">", "answer_types": ">", "top_two_share": "<=", "span_low": "<="}
+)
+"""How the value of a line must stand to its threshold, where that is not `>=`."""
+_ROUNDING = 1e-9
+"""Numbers that differ by less are equal."""
 KINDS = "answer_type"
 """By what questions are sorted of which every kind must improve."""
 
@@ -62,8 +71,31 @@ LITERAL_ACCURACY: dict[Level, float] = {"minimum": -0.05, "target": 0.0, "stretc
 LITERAL_SPAN = (0.2, 0.9)
 
 
+def meets(name: str, value: float, threshold: float) -> bool:
+    """Whether a value stands to its line's threshold as `SIGNS` says.
+
+    Args:
+        name: Of the line.
+        value: What was measured; nan meets nothing.
+        threshold: What it is held against.
+
+    >>> meets("accuracy", 0.0, 0.0), meets("shift", 0.0, 0.0), meets("top_two_share", 0.6, 0.5)
+    (True, False, False)
+    """
+    sign = SIGNS.get(name, ">=")
+    if sign == "<=":
+        return bool(value <= threshold + _ROUNDING)
+    return bool(value > threshold + _ROUNDING if sign == ">" else value >= threshold - _ROUNDING)
+
+
 def verdicts(
-    base_seed: System, base_best: System, trained: System, *, seed: int, kinds: str | None = KINDS
+    base_seed: System,
+    base_best: System,
+    trained: System,
+    *,
+    seed: int,
+    kinds: str | None = KINDS,
+    held_out: bool = True,
 ) -> list[VerdictReport]:
     """Judge one trained system at every level, and by the original specification's own criteria.
 
@@ -79,6 +111,8 @@ def verdicts(
         trained: The trained model under its main readout.
         seed: Seeds every interval.
         kinds: By what questions are sorted of which every kind must improve; None, nothing is asked.
+        held_out: Whether whoever made the splits kept the test questions from training and choices. False
+            where nobody can know: the line `held_out` is undecided then.
 
     Returns:
         One report a level, then one a level with `literal` true.
@@ -109,7 +143,7 @@ def verdicts(
         if level == "stretch":
             lines.append(_answer_types(types))
         reports.append(_report(trained, level, lines))
-    return reports + _literal(trained, hle, change, types)
+    return reports + _literal(trained, hle, change, types, held_out=held_out)
 
 
 def _report(system: System, level: Level, lines: Sequence[Line], *, literal: bool = False) -> VerdictReport:
@@ -130,30 +164,21 @@ class _Finding:
     note: str
 
 
-def _decide(
-    name: str,
-    found: _Finding,
-    threshold: float,
-    *,
-    fail_below: float | None = None,
-    is_strict: bool = False,
-) -> Line:
-    """Pass when the whole interval reaches the threshold, fail when all of it lies below `fail_below`.
+def _decide(name: str, found: _Finding, threshold: float, *, fail_below: float | None = None) -> Line:
+    """Pass when the whole interval meets the threshold, fail when none of it meets `fail_below`.
 
     Args:
         name: The line's name.
         found: What was measured; more is better.
-        threshold: What the lower end must reach.
-        fail_below: What the upper end must reach not to fail; unset, the threshold.
-        is_strict: The lower end must exceed the threshold by more than rounding.
+        threshold: What the lower end must meet.
+        fail_below: What the upper end must meet not to fail; unset, the threshold.
     """
     low, high = found.estimate.low, found.estimate.high
-    reached = low > threshold + 1e-9 if is_strict else low >= threshold
     outcome: Outcome = "undecided"
     if found.n >= ENOUGH and not np.isnan(low):
-        if reached:
+        if meets(name, low, threshold):
             outcome = "pass"
-        elif high < (threshold if fail_below is None else fail_below):
+        elif not meets(name, high, threshold if fail_below is None else fail_below):
             outcome = "fail"
     return Line(
         name=name,
@@ -244,7 +269,7 @@ def _gain(
     if not n:
         return _nothing(0, "no question has a readable answer by both")
     before, after = (float(shown(tally(graded.confidence, graded.correct))) for graded in (old, new))
-    note = f"{label} {before:.4f} (base, {base.readout} + {map_name}) to {after:.4f} on {n} questions"
+    note = f"{label} {before:.4f} ({base.name}, {base.readout} + {map_name}) to {after:.4f} on {n} questions"
     if metric is not shown:
         note += "; the line is the gain in Brier skill, 1 - Brier / (accuracy (1 - accuracy))"
     return _Finding(compare(new, old, on_outcomes(metric), seed=seed), n, note)
@@ -271,9 +296,9 @@ def _readable(trained: System) -> Line:
     share = rate(int(scores.usable.sum()), int(scores.judged.sum()))
     outcome: Outcome = "undecided"
     if share.value is not None and share.high is not None and share.total >= ENOUGH:
-        if share.value >= READABLE:
+        if meets("readable", share.value, READABLE):
             outcome = "pass"
-        elif share.high < READABLE:
+        elif not meets("readable", share.high, READABLE):
             outcome = "fail"
     return Line(
         name="readable",
@@ -292,25 +317,28 @@ def _variety(trained: System) -> tuple[Line, Line]:
     n = int(scores.usable.sum())
     spreads = spread(scores.outcomes()) if n else None
     levels, share = (spreads.effective_levels, spreads.top_two_share) if spreads else (None, None)
-
-    def line(name: str, value: float | None, threshold: float, *, is_good: bool) -> Line:
-        outcome: Outcome = "undecided" if n < ENOUGH else "pass" if is_good else "fail"
-        note = f"{n} confidences as the model gives them, to two decimals"
-        return Line(name=name, value=value, threshold=threshold, outcome=outcome, note=note)
-
+    note = f"{n} confidences as the model gives them, to two decimals"
     return (
-        line("effective_levels", levels, EFFECTIVE_LEVELS, is_good=(levels or 0) >= EFFECTIVE_LEVELS),
-        line("top_two_share", share, TOP_TWO_SHARE, is_good=(1 if share is None else share) <= TOP_TWO_SHARE),
+        _plain("effective_levels", levels, EFFECTIVE_LEVELS, note, is_enough=n >= ENOUGH),
+        _plain("top_two_share", share, TOP_TWO_SHARE, note, is_enough=n >= ENOUGH),
     )
+
+
+def _plain(name: str, value: float | None, threshold: float, note: str, *, is_enough: bool = True) -> Line:
+    """A line that a number decides without an interval."""
+    outcome: Outcome = "undecided"
+    if value is not None and is_enough:
+        outcome = "pass" if meets(name, value, threshold) else "fail"
+    return Line(name=name, value=value, threshold=threshold, outcome=outcome, note=note)
 
 
 def _shift(base: System, trained: System, seed: int) -> Line:
     """Whether the error also falls where neither training nor the map has been."""
     if not all("shift" in system.scores_by_split for system in (base, trained)):
-        found = _nothing(0, "there is no shift split: keep some topics out of training")
+        found = _nothing(0, "needs both systems' answers on topics that training has not seen; got none")
     else:
         found = _reduction(base, trained, "shift", on_outcomes(calibration_error), seed=seed)
-    return _decide("shift", found, 0.0, is_strict=True)
+    return _decide("shift", found, 0.0)
 
 
 def _reductions_by_kind(base: System, trained: System, kinds: str | None, seed: int) -> dict[str, _Finding]:
@@ -324,11 +352,11 @@ def _reductions_by_kind(base: System, trained: System, kinds: str | None, seed: 
 
 
 def _answer_types(types: Mapping[str, _Finding]) -> Line:
-    """Whether every answer type improves; the line shows the one that comes nearest to not doing so."""
+    """Whether every kind of question improves; the line shows the one that comes nearest to not doing so."""
     if len(types) < 2:
-        note = f"needs two answer types of {ENOUGH} questions; got {len(types)}"
+        note = f"needs two kinds of questions with {ENOUGH} or more each; got {len(types)}"
         return _decide("answer_types", _nothing(0, note), 0.0)
-    lines = {kind: _decide("answer_types", found, 0.0, is_strict=True) for kind, found in types.items()}
+    lines = {kind: _decide("answer_types", found, 0.0) for kind, found in types.items()}
     severity = {"fail": 0, "undecided": 1, "pass": 2}
     worst = min(lines, key=lambda kind: (severity[lines[kind].outcome], lines[kind].low or -np.inf))
     rest = ", ".join(f"{kind} {found.estimate.value:.2f}" for kind, found in types.items())
@@ -336,7 +364,7 @@ def _answer_types(types: Mapping[str, _Finding]) -> Line:
 
 
 def _literal(
-    trained: System, hle: _Finding, change: _Finding, types: Mapping[str, _Finding]
+    trained: System, hle: _Finding, change: _Finding, types: Mapping[str, _Finding], *, held_out: bool
 ) -> list[VerdictReport]:
     """The criteria of the original specification as it wrote them: point estimates, no floor, no map."""
     reports = []
@@ -348,20 +376,27 @@ def _literal(
         if level == "minimum":
             lines += _literal_span(trained)
         if level == "target":
-            note = "the test split is held out by construction"
-            lines.append(Line(name="held_out", value=None, threshold=None, outcome="pass", note=note))
+            lines.append(_held_out(is_known=held_out))
         if level == "stretch":
             worst = min(types.values(), key=lambda found: found.estimate.value, default=None)
-            absent = _nothing(0, f"no answer type has {ENOUGH} questions")
+            absent = _nothing(0, f"no kind of question has {ENOUGH} or more")
             lines.append(_point("answer_types", worst or absent, 0.0))
         reports.append(_report(trained, level, lines, literal=True))
     return reports
 
 
+def _held_out(*, is_known: bool) -> Line:
+    outcome: Outcome = "pass" if is_known else "undecided"
+    note = (
+        "the test questions were kept from training and choices"
+        if is_known
+        else "whether training or choices have seen these questions, only their owner knows"
+    )
+    return Line(name="held_out", value=None, threshold=None, outcome=outcome, note=note)
+
+
 def _point(name: str, found: _Finding, threshold: float) -> Line:
-    value = _number(found.estimate.value)
-    outcome: Outcome = "undecided" if value is None else "pass" if value >= threshold - 1e-9 else "fail"
-    return Line(name=name, value=value, threshold=threshold, outcome=outcome, note=found.note)
+    return _plain(name, _number(found.estimate.value), threshold, found.note)
 
 
 def _literal_span(trained: System) -> list[Line]:
@@ -369,13 +404,8 @@ def _literal_span(trained: System) -> list[Line]:
     scores = trained.on("test")
     spreads = spread(scores.outcomes()) if scores.usable.any() else None
     note = "contradicts calibration where accuracy is low: few answers deserve a confidence of .9"
-
-    def line(name: str, value: float | None, threshold: float, *, is_good: bool) -> Line:
-        outcome: Outcome = "undecided" if value is None else "pass" if is_good else "fail"
-        return Line(name=name, value=value, threshold=threshold, outcome=outcome, note=note)
-
     low, high = (spreads.q05, spreads.q95) if spreads else (None, None)
     return [
-        line("span_low", low, LITERAL_SPAN[0], is_good=low is not None and low <= LITERAL_SPAN[0]),
-        line("span_high", high, LITERAL_SPAN[1], is_good=high is not None and high >= LITERAL_SPAN[1]),
+        _plain("span_low", low, LITERAL_SPAN[0], note),
+        _plain("span_high", high, LITERAL_SPAN[1], note),
     ]

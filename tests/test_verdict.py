@@ -7,7 +7,7 @@ from calibration.errors import DataError
 from calibration.maps import fit_platt
 from calibration.metrics.scores import brier
 from calibration.systems import Scores, System, best_base, with_platt
-from calibration.verdict import verdicts
+from calibration.verdict import meets, verdicts
 
 LARGE = {"calibration": 800, "test": 4000, "shift": 800}
 SMALL = {"calibration": 400, "test": 1000, "shift": 200}
@@ -227,12 +227,50 @@ def test_a_gain_that_ends_with_the_known_topics_stops_at_the_minimum(small_base,
     assert outcomes(of(reports, "target"))["shift"] == "fail"
 
 
-def test_without_a_shift_split_the_target_is_undecided(small):
+def test_without_a_shift_split_the_target_is_undecided_and_says_what_it_takes(small):
     seen = {split: fact for split, fact in small.items() if split != "shift"}
     old, new = system("base", seen, base_confidence), system("t", seen, better_confidence)
     reports = verdicts(old, old, new, seed=0)
     assert of(reports, "minimum").outcome == "pass"
     assert of(reports, "target").outcome == "undecided"
+    line = next(line for line in of(reports, "target").lines if line.name == "shift")
+    assert "topics that training has not seen" in line.note
+    assert "split" not in line.note
+
+
+def test_a_readout_that_changes_nothing_gains_nothing_on_unseen_topics(small_base, small):
+    """A reduction of exactly 0 is not above 0, in the verdict or in the original criteria."""
+    idle = system("idle", small, base_confidence)
+    stretch = of(verdicts(small_base, small_base, idle, seed=0), "stretch")
+    lines = {line.name: line for line in stretch.lines}
+    assert (lines["shift"].value, lines["shift"].outcome) == (0.0, "fail")
+    assert (lines["answer_types"].value, lines["answer_types"].outcome) == (0.0, "fail")
+    literal = of(verdicts(small_base, small_base, idle, seed=0), "stretch", literal=True)
+    assert outcomes(literal)["answer_types"] == "fail"
+
+
+def test_a_note_calls_the_base_by_its_name(small):
+    old, new = system("v1", small, base_confidence), system("v2", small, better_confidence)
+    notes = [line.note for line in of(verdicts(old, old, new, seed=0), "minimum").lines]
+    assert sum("(v1, geometric_mean + platt)" in note for note in notes) == 2
+    assert not any("base" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "at", "above"),
+    [
+        ("accuracy", False, True, True),
+        ("shift", False, False, True),
+        ("answer_types", False, False, True),
+        ("top_two_share", True, True, False),
+        ("span_low", True, True, False),
+        ("span_high", False, True, True),
+    ],
+)
+def test_a_threshold_is_met_as_its_sign_says(name, below, at, above):
+    assert [meets(name, value, 0.5) for value in (0.4, 0.5, 0.6)] == [below, at, above]
+    assert meets(name, 0.1 + 0.2, 0.3) == meets(name, 0.3, 0.3)  # rounding decides nothing
+    assert not meets(name, float("nan"), 0.5)
 
 
 def test_a_gain_for_one_answer_type_only_is_no_stretch(small_base, small):
@@ -302,6 +340,17 @@ def test_the_original_criteria_are_kept_to_the_letter(honest):
     assert stretch["accuracy"] == "fail"  # the same answers are no more accurate
     minimum = {line.name: line for line in of(honest, "minimum", literal=True).lines}
     assert (minimum["span_low"].outcome, minimum["span_high"].outcome) == ("pass", "fail")
+
+
+def test_whether_questions_were_held_out_is_left_to_who_knows(small, small_base):
+    new = system("t", small, better_confidence)
+    known, unknown = (
+        of(verdicts(small_base, small_base, new, seed=0, held_out=held_out), "target", literal=True)
+        for held_out in (True, False)
+    )
+    assert (outcomes(known)["held_out"], known.outcome) == ("pass", "pass")
+    assert (outcomes(unknown)["held_out"], unknown.outcome) == ("undecided", "undecided")
+    assert "only their owner knows" in next(line.note for line in unknown.lines if line.name == "held_out")
 
 
 # --- which base, which map

@@ -29,6 +29,16 @@ CONFIDENCE = 0.95
 POWER = 0.8
 """Probability of showing what is so that a test is commonly planned for."""
 
+Range: TypeAlias = tuple[float, float]
+"""Least and largest value that a statistic can have."""
+SHARE: Range = (0.0, 1.0)
+"""Of accuracies, AUROC, Brier scores, calibration errors."""
+ANY: Range = (-math.inf, math.inf)
+"""Of ratios and differences that nothing bounds."""
+
+_ROUNDING = 1e-9
+"""By less than this a statistic leaves its range through rounding alone."""
+
 
 @dataclass(frozen=True)
 class Graded:
@@ -63,10 +73,15 @@ class Graded:
         """Positions of the answers from the least to the most confident."""
         return np.argsort(self.confidence)
 
+    @cached_property
+    def id_order(self) -> IntArray:
+        """Positions of the answers in the order of their ids."""
+        return np.array(sorted(range(len(self.ids)), key=self.ids.__getitem__), dtype=np.int64)
+
     def by_id(self) -> "Graded":
         """The same answers in the order of their ids."""
-        order = sorted(range(len(self.ids)), key=self.ids.__getitem__)
-        return Graded(tuple(self.ids[i] for i in order), self.confidence[order], self.correct[order])
+        order = self.id_order
+        return Graded(tuple(self.ids[i] for i in order.tolist()), self.confidence[order], self.correct[order])
 
 
 @dataclass(frozen=True)
@@ -145,19 +160,38 @@ def exact_interval(count: int, total: int, confidence: float = CONFIDENCE) -> tu
     return float(low), float(high)
 
 
-def interval(answers: Graded, statistic: Statistic, *, seed: int, times: int = RESAMPLES) -> Estimate:
-    """A statistic of one system with its 95 % interval."""
-    return _bootstrap([answers], _only(statistic), lambda value: value, seed, times)[0]
+def interval(
+    answers: Graded, statistic: Statistic, *, within: Range = ANY, seed: int, times: int = RESAMPLES
+) -> Estimate:
+    """A statistic of one system with its 95 % interval.
+
+    Args:
+        answers: The system's.
+        statistic: What is asked of them.
+        within: Values that the statistic can have. The interval is cut to them: near the end of a range
+            it would otherwise reach beyond, to an AUROC of 1.01.
+        seed: Seeds the resampling.
+        times: Resamples.
+
+    Raises:
+        DataError: A question is answered twice, or a value lies outside `within`.
+    """
+    return _of_systems([answers], _only(statistic), lambda value: value, within, seed, times)[0]
 
 
 def intervals(
-    answers: Graded, metrics: Mapping[str, Metric], *, seed: int, times: int = RESAMPLES
+    answers: Graded,
+    metrics: Mapping[str, Metric],
+    *,
+    within: Range = ANY,
+    seed: int,
+    times: int = RESAMPLES,
 ) -> dict[str, Estimate]:
     """Several metrics of one system, on draws that are made and tallied once.
 
-    Each is, to the last digit, what `interval` finds for it with the same seed.
+    Each is, to the last digit, what `interval` finds for it with the same seed and `within`.
     """
-    found = _bootstrap([answers], _each(metrics), lambda value: value, seed, times)
+    found = _of_systems([answers], _each(metrics), lambda value: value, within, seed, times)
     return dict(zip(metrics, found, strict=True))
 
 
@@ -167,7 +201,7 @@ def compare(a: Graded, b: Graded, statistic: Statistic, *, seed: int, times: int
     Raises:
         DataError: They did not answer the same questions.
     """
-    return _bootstrap([a, b], _only(statistic), lambda of_a, of_b: of_a - of_b, seed, times)[0]
+    return _of_systems([a, b], _only(statistic), lambda of_a, of_b: of_a - of_b, ANY, seed, times)[0]
 
 
 def compare_all(
@@ -180,22 +214,25 @@ def compare_all(
     Raises:
         DataError: They did not answer the same questions.
     """
-    found = _bootstrap([a, b], _each(metrics), lambda of_a, of_b: of_a - of_b, seed, times)
+    found = _of_systems([a, b], _each(metrics), lambda of_a, of_b: of_a - of_b, ANY, seed, times)
     return dict(zip(metrics, found, strict=True))
 
 
 def ratio_reduction(
     base: Graded, trained: Graded, statistic: Statistic, *, seed: int, times: int = RESAMPLES
 ) -> Estimate:
-    """By which share `trained` lowers a statistic of `base`: (base - trained) / base.
+    """By which share `trained` lowers a statistic of `base` that is never negative: (base - trained) / base.
 
     Raises:
-        DataError: They did not answer the same questions.
+        DataError: They did not answer the same questions, or the statistic is negative for one of them.
 
     Returns:
         1 when nothing is left of it, 0 when nothing changed, negative when it rose; nan for a base of 0.
     """
-    return _bootstrap([base, trained], _only(statistic), lambda old, new: (old - new) / old, seed, times)[0]
+    no_more_than_all = (-math.inf, 1.0)
+    return _of_systems(
+        [base, trained], _only(statistic), lambda old, new: (old - new) / old, no_more_than_all, seed, times
+    )[0]
 
 
 @dataclass(frozen=True)
@@ -224,7 +261,10 @@ def noninferior(
     Raises:
         DataError: They did not answer the same questions.
     """
-    change = _bootstrap([base, trained], _only(accuracy), lambda old, new: (new - old) / old, seed, times)[0]
+    no_less_than_all = (-1.0, math.inf)
+    change = _of_systems(
+        [base, trained], _only(accuracy), lambda old, new: (new - old) / old, no_less_than_all, seed, times
+    )[0]
     old, new = base.by_id().correct, trained.by_id().correct
     deviation, loss = float(np.std(new - (1 - margin) * old)), margin * float(old.mean())
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -294,24 +334,51 @@ def _each(metrics: Mapping[str, Metric]) -> _Statistics:
     return statistics
 
 
-def _bootstrap(
+def _of_systems(
     systems: Sequence[Graded],
     statistics: _Statistics,
     combine: Callable[..., FloatArray],
+    within: Range,
     seed: int,
     times: int,
 ) -> list[Estimate]:
     """The combined statistics, each with its interval."""
     ordered = paired(systems)
-    n = len(ordered[0].ids)
 
     def combined(picks: IntArray) -> FloatArray:
         return combine(*(statistics(system, picks) for system in ordered))
 
+    return bootstrap(len(ordered[0].ids), combined, within=within, seed=seed, times=times)
+
+
+def bootstrap(
+    n: int,
+    statistics: Callable[[IntArray], FloatArray],
+    *,
+    within: Range | Sequence[Range],
+    seed: int,
+    times: int = RESAMPLES,
+) -> list[Estimate]:
+    """Statistics that share the work of a resample, each with its 95 % interval.
+
+    Args:
+        n: Answers, in the order of their ids (see `paired`): positions are drawn.
+        statistics: From the positions drawn in each resample, [resamples, n], to [statistics, resamples].
+        within: Values that each statistic can have, or all of them; the intervals are cut to them.
+        seed: Seeds the resampling.
+        times: Resamples.
+
+    Raises:
+        DataError: A value lies outside its range.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = combined(np.arange(n)[None])[:, 0]
-        draws = np.concatenate([combined(picks) for picks in resamples(n, times, seed)], axis=1)
-    return [_estimate(float(value), drawn) for value, drawn in zip(values, draws, strict=True)]
+        values = statistics(np.arange(n)[None])[:, 0]
+        draws = np.concatenate([statistics(picks) for picks in resamples(n, times, seed)], axis=1)
+    ranges = np.broadcast_to(within, (len(values), 2)).tolist()
+    return [
+        _estimate(float(value), drawn, (low, high))
+        for value, drawn, (low, high) in zip(values, draws, ranges, strict=True)
+    ]
 
 
 def paired(systems: Sequence[Graded]) -> list[Graded]:
@@ -330,17 +397,24 @@ def paired(systems: Sequence[Graded]) -> list[Graded]:
     return [system.by_id() for system in systems]
 
 
-def _estimate(value: float, draws: FloatArray) -> Estimate:
+def _estimate(value: float, draws: FloatArray, within: Range) -> Estimate:
     """The draws are moved so that their mean is the estimate, then cut at 2.5 and 97.5 %.
 
     A resample repeats questions, which adds noise inside every bin: it raises the RMS of a calibrated
     model from .035 to .049, and a plain percentile interval would not even hold the estimate. Draws in
-    which the statistic is undefined (all right, all wrong) are left out.
+    which the statistic is undefined (all right, all wrong) are left out. Moved draws may leave the
+    statistic's range, which the truth cannot: the ends are put back to it.
     """
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(value) or not draws.size:
         return Estimate(value, np.nan, np.nan)
-    low, high = value - draws.mean() + np.quantile(draws, (0.025, 0.975))
+    least, largest = min(value, draws.min()), max(value, draws.max())
+    if least < within[0] - _ROUNDING or largest > within[1] + _ROUNDING:
+        raise DataError(
+            f"a statistic must lie in its range, from {within[0]:g} to {within[1]:g}; "
+            f"got {least:g} to {largest:g}. State the range that it has"
+        )
+    low, high = np.clip(value - draws.mean() + np.quantile(draws, (0.025, 0.975)), *within)
     return Estimate(value, float(low), float(high))
 
 

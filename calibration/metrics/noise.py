@@ -59,6 +59,8 @@ class JudgeAudit:
     marked_right_share: float | None = None
     """Share that the judge marked right of all answers from which the audited ones were drawn, in (0, 1);
     None for a simple random sample."""
+    n: int | None = None
+    """How many answers that share was counted over; None where it is known, as of very many."""
 
     def __post_init__(self) -> None:
         """Refuse counts that tell nothing of one kind of error."""
@@ -118,6 +120,28 @@ class JudgeAudit:
             )
         return marked_right, marked_wrong
 
+    def worst(self, alpha: float) -> tuple[float, float]:
+        """The most lenient judge that the audit allows: highest sensitivity, lowest specificity.
+
+        Args:
+            alpha: Probability that the judge is more lenient than that in one of the two, at most. Every
+                count it rests on gets an equal part: two ends of Clopper and Pearson's, and by mark both
+                ends of two intervals and the upper one of the share.
+
+        >>> [round(rate, 3) for rate in JudgeAudit(45, 50, 48, 50).worst(0.05)]  # .9 and .96 as they are
+        [0.966, 0.863]
+        """
+        first, second = self.counts(by_mark=self.marked_right_share is not None)
+        share = self.marked_right_share
+        if share is None:
+            return _share(first, 1 - alpha)[1], _share(second, 1 - alpha)[0]
+        part = alpha / (2 if self.n is None else 3)
+        kept, lost = _share(first, 1 - part), _share(second, 1 - part)
+        if self.n is not None:
+            share = exact_interval(round(share * self.n), self.n, 1 - 2 * part)[1]
+        # More answers marked right mean that more of the right are, and fewer of the wrong marked wrong.
+        return float(judge_rates(kept[1], lost[0], share)[0]), float(judge_rates(kept[0], lost[1], share)[1])
+
     def _estimates(self) -> tuple[Estimate, Estimate]:
         share = self.marked_right_share
         first, second = self.counts(by_mark=share is not None)
@@ -167,6 +191,7 @@ def audit_judge(marks: ArrayLike, truth: ArrayLike) -> JudgeAudit:
         wrong_marked_wrong=int((hits & (is_right == 0)).sum()),
         wrong=int((is_right == 0).sum()),
         marked_right_share=None if audited.all() else float(marked.mean()),
+        n=None if audited.all() else marked.size,
     )
 
 

@@ -15,8 +15,8 @@ from scipy.optimize import isotonic_regression
 
 from calibration.metrics.errors import BIN_SIZE
 from calibration.metrics.outcomes import FloatArray, Outcomes, tally
-from calibration.report.words import number, post_hoc, readout, shorten
-from calibration.results import Curve, Evaluation, Row
+from calibration.report.words import is_one_bin, number, post_hoc, readout, shorten, shown
+from calibration.results import CostQualityRow, Curve, Evaluation, Row
 from calibration.routing.rates import RoutingRow, rate
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SAME = 1e-9
 SIMULATIONS = 200
 """Calibrated models simulated for the consistency band of one panel."""
 
-_BASE, _CONSTANT, _WRONG = "#4d4d4d", "#9a9a9a", "#cfcfcf"
+_BASE, _WRONG = "#4d4d4d", "#cfcfcf"
 _INK, _HINT, _BAND = "#333333", "#777777", "#dde6ee"
 _PANEL_WIDTHS = (3.1, 3.1, 2.6, 2.0)
 """Inches of a panel in a grid of 1, 2, 3 or 4 columns."""
@@ -70,19 +70,20 @@ def draw(evaluation: Evaluation) -> dict[str, bytes]:
 
     Returns:
         File name -> file. Systems without a readable confidence have nothing to draw; without any other the
-        result is empty, and `cost_quality` is left out when nothing was routed to a larger model. The same
+        result is empty, and `cost_quality` is left out when nothing is known of a larger model. The same
         evaluation gives the same bytes.
     """
-    curves = [curve for curve in evaluation.curves if curve.confidence]
+    curves, base = [curve for curve in evaluation.curves if curve.confidence], evaluation.base
     if not curves:
         return {}
     pictures = {
-        "reliability": reliability(curves, evaluation.rows),
-        "histogram": histogram(curves, evaluation.routing),
-        "risk_coverage": risk_coverage(curves, evaluation.rows),
+        "reliability": reliability(curves, evaluation.rows, base=base),
+        "histogram": histogram(curves, evaluation.routing, base=base),
+        "risk_coverage": risk_coverage(curves, evaluation.rows, base=base),
     }
-    if any(_large_model_accuracy(row) is not None for row in evaluation.routing):
-        pictures["cost_quality"] = cost_quality(curves, evaluation.routing)
+    if evaluation.cost_quality:
+        prices = evaluation.cost_quality
+        pictures["cost_quality"] = cost_quality(curves, evaluation.routing, prices, base=base)
     kinds: tuple[Literal["png", "svg"], ...] = ("png", "svg")
     return {f"{name}.{kind}": encode(figure, kind) for name, figure in pictures.items() for kind in kinds}
 
@@ -96,7 +97,7 @@ def encode(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
     return buffer.getvalue()
 
 
-def reliability(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure":
+def reliability(curves: Sequence[Curve], rows: Sequence[Row] = (), *, base: str | None = None) -> "Figure":
     """Share of right answers against confidence, one panel a curve.
 
     Points are bins of `BIN_SIZE` answers with Clopper-Pearson 95 % intervals, the line is the isotonic fit,
@@ -106,16 +107,16 @@ def reliability(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure":
     Args:
         curves: At least one, each with at least one answer.
         rows: Where RMS and floor of the panel titles come from.
+        base: The system to draw in grey beside others.
 
     Source: Dimitriadis, Gneiting and Jordan 2021, "Stable reliability diagrams" (isotonic line and band).
     """
     with _style():
         figure, cells = _panels(curves, heights=(2.1, 0.4), numbers=1, legend=_reliability_legend())
-        colours = _colours(curves)
+        colours = _colours(curves, base)
         for curve, (main, strip) in cells:
             row = _row(curve, rows)
-            rms = [f"RMS {number(row.rms)}  (floor {number(row.rms_floor)})"] if row else []
-            _title(main, curve, *rms)
+            _title(main, curve, *([_rms_words(row)] if row else []))
             _reliability_panel(main, tally(curve.confidence, curve.correct), colours[curve.system])
             strip.hist(curve.confidence, bins=20, range=(0, 1), color=colours[curve.system], alpha=0.6)
             strip.set(xlabel="confidence", yticks=[strip.get_ylim()[1] / 1.05])
@@ -123,16 +124,19 @@ def reliability(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure":
     return figure
 
 
-def histogram(curves: Sequence[Curve], routing: Sequence[RoutingRow] = ()) -> "Figure":
+def histogram(
+    curves: Sequence[Curve], routing: Sequence[RoutingRow] = (), *, base: str | None = None
+) -> "Figure":
     """How often each confidence was given, right answers upwards and wrong ones downwards.
 
     Args:
         curves: At least one, each with at least one answer.
         routing: The thresholds to mark in the panel of the same system, readout and map.
+        base: The system to draw in grey beside others.
     """
     with _style():
         figure, cells = _panels(curves, heights=(1.9,), numbers=2, legend=_histogram_legend())
-        colours = _colours(curves)
+        colours = _colours(curves, base)
         for curve, (panel,) in cells:
             rules = [row for row in routing if _key(row) == _key(curve)]
             _title(panel, curve, *(_kept_words(row) for row in rules))
@@ -140,7 +144,7 @@ def histogram(curves: Sequence[Curve], routing: Sequence[RoutingRow] = ()) -> "F
     return figure
 
 
-def risk_coverage(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure":
+def risk_coverage(curves: Sequence[Curve], rows: Sequence[Row] = (), *, base: str | None = None) -> "Figure":
     """Share of wrong answers among the most confident ones, against the share of answers kept.
 
     Random keeping gives a horizontal line at the system's error rate, an oracle keeps all right answers
@@ -149,10 +153,11 @@ def risk_coverage(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure"
     Args:
         curves: At least one, each with at least one answer.
         rows: Where the AURC of the legend comes from.
+        base: The system to draw in grey beside others.
     """
     with _style():
         figure, axes = _single()
-        for curve, look in _once_a_readout(curves):
+        for curve, look in _once_a_readout(curves, base):
             wrong, row = _wrong_among_kept(curve), _row(curve, rows)
             kept = np.arange(1, len(wrong) + 1)
             share, oracle = kept / len(kept), np.maximum(0, kept - (len(kept) - wrong[-1])) / kept
@@ -171,28 +176,38 @@ def risk_coverage(curves: Sequence[Curve], rows: Sequence[Row] = ()) -> "Figure"
     return figure
 
 
-def cost_quality(curves: Sequence[Curve], routing: Sequence[RoutingRow]) -> "Figure":
+def cost_quality(
+    curves: Sequence[Curve],
+    routing: Sequence[RoutingRow],
+    prices: Sequence[CostQualityRow],
+    *,
+    base: str | None = None,
+) -> "Figure":
     """Accuracy of small and large model together, against the share of questions that are escalated.
 
     A straight line escalates at random; a point is a threshold of the routing table. Questions without a
     readable confidence are always escalated, so a curve may start right of 0. Systems without a routing row
-    are not drawn.
+    or without a price row are not drawn.
 
     Args:
         curves: At least one, each with at least one answer.
-        routing: The operating points; the large model's accuracy is theirs.
+        routing: The operating points.
+        prices: The large model's accuracy, and the APGR of the legend, by system and readout.
+        base: The system to draw in grey beside others.
     """
+    assumed = {(row.system, row.readout): row for row in prices}
     with _style():
         figure, axes = _single()
-        for curve, look in _once_a_readout(curves):
-            points = [row for row in routing if (row.system, row.readout) == (curve.system, curve.readout)]
-            large = next((a for a in map(_large_model_accuracy, points) if a is not None), None)
-            if large is None:
+        for curve, look in _once_a_readout(curves, base):
+            row = assumed.get((curve.system, curve.readout))
+            points = [
+                point for point in routing if (point.system, point.readout) == (curve.system, curve.readout)
+            ]
+            if row is None or not points:
                 continue
-            wrong = np.concatenate([[0.0], _wrong_among_kept(curve)])
-            kept, total = np.arange(len(wrong)), points[0].escalated.total
-            share, accuracy = (total - kept) / total, (kept - wrong + (total - kept) * large) / total
-            axes.plot(share, accuracy, linewidth=1.6, label=_name(curve), **look)
+            share, accuracy = _together(curve, points[0].escalated.total, row.llm_accuracy)
+            name = f"{_name(curve)}   APGR {number(row.apgr.value)}"
+            axes.plot(share, accuracy, linewidth=1.6, label=name, **look)
             axes.plot(share[[-1, 0]], accuracy[[-1, 0]], ":", color=look["color"], linewidth=0.9, alpha=0.7)
             for point in points:
                 _operating_point(axes, point, look["color"])
@@ -204,6 +219,13 @@ def cost_quality(curves: Sequence[Curve], routing: Sequence[RoutingRow]) -> "Fig
         _hint(axes, "square: after a post-hoc map", linestyle="", marker="s")
         figure.legend(loc="upper left", bbox_to_anchor=(0.635, 0.98))
     return figure
+
+
+def _together(curve: Curve, total: int, large: float) -> tuple[FloatArray, FloatArray]:
+    """Share escalated and accuracy of both models when 0, 1, ... n of `total` answers are kept."""
+    wrong = np.concatenate([[0.0], _wrong_among_kept(curve)])
+    kept = np.arange(len(wrong))
+    return (total - kept) / total, (kept - wrong + (total - kept) * large) / total
 
 
 def _wrong_among_kept(curve: Curve) -> FloatArray:
@@ -349,16 +371,17 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _colours(curves: Sequence[Curve]) -> dict[str, str]:
-    """One colour a system: greys for what nobody trained, the palette in order for the methods."""
-    untrained = {"base": _BASE, "constant": _CONSTANT}
-    methods = [name for name in dict.fromkeys(curve.system for curve in curves) if name not in untrained]
-    return untrained | {name: _METHODS[i % len(_METHODS)] for i, name in enumerate(methods)}
+def _colours(curves: Sequence[Curve], base: str | None) -> dict[str, str]:
+    """One colour a system: grey for the base that others are compared with, the palette in order for them."""
+    systems = list(dict.fromkeys(curve.system for curve in curves))
+    greys = {base: _BASE} if base in systems and len(systems) > 1 else {}
+    methods = [name for name in systems if name not in greys]
+    return greys | {name: _METHODS[i % len(_METHODS)] for i, name in enumerate(methods)}
 
 
-def _once_a_readout(curves: Sequence[Curve]) -> Iterator[tuple[Curve, dict[str, Any]]]:
+def _once_a_readout(curves: Sequence[Curve], base: str | None) -> Iterator[tuple[Curve, dict[str, Any]]]:
     """The first curve of every system and readout, with its colour and its dash."""
-    colours = _colours(curves)
+    colours = _colours(curves, base)
     first = {(curve.system, curve.readout): curve for curve in reversed(curves)}
     drawn: dict[str, int] = {}
     for curve in curves:
@@ -388,11 +411,10 @@ def _rule_dash(row: RoutingRow) -> str:
     return "-" if _is_optimal(row) else ":"
 
 
-def _large_model_accuracy(row: RoutingRow) -> float | None:
-    """The accuracy assumed of the large model, from the accuracy of both; None if nothing was escalated."""
-    if row.escalated.count == 0:
-        return None
-    return (row.system_accuracy * row.escalated.total - row.kept_accuracy.count) / row.escalated.count
+def _rms_words(row: Row) -> str:
+    row = shown(row)
+    beside = "one bin" if is_one_bin(row.n) else f"floor {number(row.rms_floor)}"
+    return f"RMS {number(row.rms)}  ({beside})"
 
 
 def _name(curve: Curve) -> str:

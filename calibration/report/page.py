@@ -6,21 +6,28 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, field_validator
 
 from calibration.report import words
-from calibration.report.words import criterion, duration, interval, joined, number
-from calibration.results import LEVELS, Evaluation, Level, Outcome, Row, StageRecord, VerdictReport
+from calibration.report.answers import (
+    answers,
+    called,
+    decisive,
+    grouped,
+    recommended,
+    target_model,
+    why_recommended,
+)
+from calibration.report.words import criterion, duration, interval, number
+from calibration.results import LEVELS, Evaluation, Row, StageRecord, VerdictReport
 from calibration.routing.policy import RouterPolicy
+from calibration.routing.rates import Figures
 from calibration.schema import Schema
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-T = TypeVar("T")
 
 _MAIN_COLUMNS = ("system", "read by", "map", "accuracy", "confidence", "RMS", "floor", "Brier", "AUROC")
 
@@ -69,8 +76,8 @@ class RenderedReport:
     """Every number, under the names of `calibration.results`."""
     figures: Mapping[str, bytes]
     """File name -> file, as `draw` made them."""
-    policy: RouterPolicy | None
-    """The recommended system's, for a router to read."""
+    policies: Mapping[str, RouterPolicy]
+    """File name -> policy, for a router to read; the recommended system's is `router_policy.json`."""
 
     def files(self) -> dict[str, bytes]:
         """File name -> content of all that belongs in a report's folder."""
@@ -79,8 +86,8 @@ class RenderedReport:
             "report.md": self.markdown,
             "report.json": json.dumps(self.json, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         }
-        if self.policy is not None:
-            texts["router_policy.json"] = self.policy.model_dump_json(indent=1) + "\n"
+        for name, policy in self.policies.items():
+            texts[name] = policy.model_dump_json(indent=1) + "\n"
         return {name: text.encode() for name, text in texts.items()} | dict(self.figures)
 
     def standalone_markdown(self) -> str:
@@ -91,18 +98,6 @@ class RenderedReport:
         return text
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a run says of one method, in one sentence."""
-
-    system: str
-    outcome: Outcome | None
-    """None for what is no verdict."""
-    sentence: str
-    badge: str = ""
-    """What stands in place of an outcome."""
-
-
 def render(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) -> RenderedReport:
     """Write the report.
 
@@ -111,30 +106,71 @@ def render(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) 
         info: Where they come from.
         figures: What `calibration.report.figures.draw` made of the same evaluation.
     """
-    pictures = {name: data_uri(name, content) for name, content in figures.items()}
-    main, target = judged_rows(evaluation), target_model(evaluation)
-    html = _page().render(
-        evaluation=evaluation,
-        info=info,
-        answers=answers(evaluation),
-        decisive=decisive,
-        recommended=recommended(evaluation),
-        pictures={name.removesuffix(".svg"): uri for name, uri in pictures.items() if name.endswith(".svg")},
-        main=main,
-        asides=[row for row in evaluation.rows if row.model == target and row not in main],
-        others=[row for row in evaluation.rows if row.model != target],
-        backend=json.loads(info.backend),
-        settings=json.loads(info.settings),
-        longest=max((stage.seconds for stage in info.stages), default=0) or 1,
-    )
     return RenderedReport(
-        html=html,
+        html=_html(evaluation, info, figures),
         markdown=markdown(evaluation, info, [name for name in figures if name.endswith(".png")]),
         summary=summary(evaluation),
         json=numbers(evaluation, info),
         figures=figures,
-        policy=evaluation.policies.get(recommended(evaluation)),
+        policies={file: evaluation.policies[system] for system, file in name_policies(evaluation).items()},
     )
+
+
+def _html(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) -> str:
+    pictures = {name: data_uri(name, content) for name, content in figures.items() if name.endswith(".svg")}
+    main, target = judged_rows(evaluation), target_model(evaluation)
+    rows = [words.shown(row) for row in evaluation.rows]
+    policy_files = name_policies(evaluation)
+    return _page().render(
+        evaluation=evaluation,
+        info=info,
+        answers=answers(evaluation),
+        decisive=decisive,
+        policy_files=policy_files,
+        recommended=called(evaluation, recommended(evaluation)),
+        recommended_file=policy_files.get(recommended(evaluation)),
+        why=why_recommended(evaluation),
+        has_averages=any(policy.measured_on == "cross-fit" for policy in evaluation.policies.values()),
+        fitted_on=fitted_on(main),
+        is_crossed=any(row.map == "platt_crossfit" for row in main),
+        readouts={row.readout for row in rows},
+        pictures={name.removesuffix(".svg"): uri for name, uri in pictures.items()},
+        main=main,
+        asides=[row for row in rows if row.model == target and row not in main],
+        others=[row for row in rows if row.model != target],
+        backend=json.loads(info.backend),
+        settings=json.loads(info.settings),
+        longest=max((stage.seconds for stage in info.stages), default=0) or 1,
+    )
+
+
+def name_policies(evaluation: Evaluation) -> dict[str, str]:
+    """The file of each system's policy: `router_policy.json` for the recommended, else one with its name.
+
+    What cannot stand in the name of a file on every computer becomes an underscore; where two names would
+    then be one, the later gets a number.
+    """
+    chosen = recommended(evaluation)
+    named: dict[str, str] = {}
+    for system in evaluation.policies:
+        if system == chosen:
+            named[system] = "router_policy.json"
+            continue
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", system)
+        taken = {file.casefold() for file in named.values()}
+        numbered = (f"router_policy-{plain}{end}.json" for end in ("", *(f"-{n}" for n in range(2, 1000))))
+        named[system] = next(file for file in numbered if file.casefold() not in taken)
+    return named
+
+
+def fitted_on(rows: Sequence[Row]) -> str:
+    """Where the maps of some rows come from, as the end of a sentence; empty where nothing is mapped."""
+    maps = {row.map for row in rows}
+    split = "fitted on the calibration questions"
+    crossed = "cross-fitted on the questions themselves (each fifth by a map made from the other four)"
+    if {"platt", "platt_crossfit"} <= maps:
+        return f"{split} where there are enough of them, and else {crossed}"
+    return split if "platt" in maps else crossed if "platt_crossfit" in maps else ""
 
 
 def numbers(evaluation: Evaluation, info: RunInfo) -> dict[str, JsonValue]:
@@ -158,120 +194,16 @@ def data_uri(name: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
-def answers(evaluation: Evaluation) -> tuple[Answer, ...]:
-    """The run in plain words: where the base stands, then one sentence a method."""
-    graded = [verdict for verdict in evaluation.verdicts if not verdict.literal]
-    methods = [_method_answer(system, verdicts) for system, verdicts in grouped(graded, "system")]
-    gaps = [
-        Answer(gap.system, None, f"{gap.system} has no numbers: {gap.reason}", "missing")
-        for gap in evaluation.missing
-    ]
-    return (*_base_answer(evaluation), *methods, *gaps, *_router_answer(evaluation))
-
-
-def _base_answer(evaluation: Evaluation) -> list[Answer]:
-    row = next(
-        (row for row in _on_test(evaluation) if row.system == evaluation.base and row.map == "none"), None
-    )
-    if row is None:
-        return []
-    sentence = (
-        f"As it is, {row.model} is right in {number(row.accuracy)} of {row.n} questions and "
-        f"{number(row.mean_confidence)} confident on average. Its RMS calibration error is "
-        f"{number(row.rms)}; if calibrated, it would score about {number(row.rms_floor)}."
-    )
-    return [Answer(evaluation.base, None, sentence, "as it is")]
-
-
-def recommended(evaluation: Evaluation) -> str:
-    """The system a router should use: of those that reach the highest level the first, else the base."""
-    reached = {
-        verdict.system: LEVELS.index(verdict.level)
-        for verdict in evaluation.verdicts
-        if not verdict.literal and verdict.outcome == "pass"
-    }
-    return max(reached, key=reached.__getitem__, default=evaluation.base)
-
-
-def _router_answer(evaluation: Evaluation) -> list[Answer]:
-    """What a router may do with the recommended system."""
-    system = recommended(evaluation)
-    policy = evaluation.policies.get(system)
-    if policy is None:
-        return []
-    expected = policy.expected
-    kept = 1 - (expected.escalated.value or 0)
-    if policy.threshold is None:
-        reason = policy.feasibility.reason or "no answer is sure enough"
-        sentence = f"Escalate every answer of {system}: {reason}."
-    else:
-        sentence = (
-            f"Keep an answer of {system} whose calibrated probability is at least "
-            f"{number(policy.threshold)}: that is {number(kept)} of the answers, "
-            f"{number(expected.kept_accuracy.value)} of them right. Escalate the rest."
-        )
-    return [Answer(system, None, sentence, "router")]
-
-
-def _method_answer(system: str, verdicts: Sequence[VerdictReport]) -> Answer:
-    by_level = {verdict.level: verdict for verdict in verdicts}
-    level = decisive(verdicts)
-    verdict, reached = by_level[level], LEVELS.index(level)
-    if verdict.outcome == "pass":
-        return Answer(system, "pass", f"{system} reaches every level, minimum to stretch.")
-    weak = joined(criterion(line.name).short for line in verdict.lines if line.outcome == verdict.outcome)
-    subject = f"{system} reaches the {LEVELS[reached - 1]} level; it" if reached else system
-    if verdict.outcome == "fail":
-        sentence = f"{subject} does not reach the {level} level: it fails on {weak}."
-    else:
-        sentence = f"{subject} may or may not reach the {level} level: too few questions to tell on {weak}."
-    return Answer(system, "pass" if reached else verdict.outcome, sentence + _against_the_map(verdict))
-
-
-def _against_the_map(verdict: VerdictReport) -> str:
-    """What training has to beat: two parameters fitted on a calibration split."""
-    outcome = next((line.outcome for line in verdict.lines if line.name == "brier_after_map"), "pass")
-    return {
-        "pass": "",
-        "fail": " The base with a two-parameter map is as good.",
-        "undecided": " These questions cannot tell it from the base with a two-parameter map.",
-    }[outcome]
-
-
-def decisive(verdicts: Iterable[VerdictReport]) -> Level:
-    """The lowest level that is not reached; the highest when all are.
-
-    Args:
-        verdicts: Of one system; the literal criteria do not count.
-    """
-    missed = {verdict.level for verdict in verdicts if not verdict.literal and verdict.outcome != "pass"}
-    return next((level for level in LEVELS if level in missed), LEVELS[-1])
-
-
-def target_model(evaluation: Evaluation) -> str | None:
-    """The model that was taught: the one that systems other than `base` are made of."""
-    made = [row.model for row in evaluation.rows if row.system != evaluation.base]
-    return next(iter([*made, *(row.model for row in evaluation.rows)]), None)
-
-
 def judged_rows(evaluation: Evaluation) -> list[Row]:
     """The rows that verdicts and pictures are about, and the constant's."""
     target = target_model(evaluation)
     judged = {(curve.system, curve.readout, curve.map) for curve in evaluation.curves}
-    rows = [row for row in evaluation.rows if row.model == target]
+    rows = [words.shown(row) for row in evaluation.rows if row.model == target]
     return [row for row in rows if row.system == "constant" or (row.system, row.readout, row.map) in judged]
 
 
 def _on_test(evaluation: Evaluation) -> list[Row]:
     return [row for row in judged_rows(evaluation) if row.split == "test"]
-
-
-def grouped(items: Iterable[T], *names: str) -> list[tuple[Any, list[T]]]:
-    """Items that agree in some attributes, in the order in which each group begins."""
-    groups: dict[Any, list[T]] = {}
-    for item in items:
-        groups.setdefault(attrgetter(*names)(item), []).append(item)
-    return list(groups.items())
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -321,10 +253,11 @@ def markdown(evaluation: Evaluation, info: RunInfo, pictures: Sequence[str]) -> 
         f"\n## Systems\n\n{_table(_MAIN_COLUMNS, [_main_cells(row) for row in _on_test(evaluation)])}",
         *(f"\n![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),
         f"\n## Routing\n\n{_routing_table(evaluation)}" if evaluation.routing else "",
+        _policies_part(evaluation) if evaluation.policies else "",
         "\n## How to read this\n",
         *(f"- {_md(note)}" for note in evaluation.notes),
         f"\n## The run\n\n{_md(info.run)}, {when}\n",
-        _table(("stage", "state", "time"), stages),
+        _table(("stage", "state", "time"), stages) if stages else "",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -334,11 +267,10 @@ def _verdict_table(verdicts: Sequence[VerdictReport]) -> str:
     measured: dict[tuple[str, ...], dict[str, str]] = {}
     for verdict in verdicts:
         for line in verdict.lines:
-            rule = criterion(line.name)
-            name = rule.name + (", original" if verdict.literal else "")
-            need = "" if line.threshold is None else f" {rule.sign} {number(line.threshold)}"
+            name = criterion(line.name).name + (", original" if verdict.literal else "")
+            need = words.needed(line.name, line.threshold)
             cells = measured.setdefault((name, number(line.value), interval(line.low, line.high)), {})
-            cells[verdict.level] = words.SIGNS[line.outcome] + need
+            cells[verdict.level] = f"{words.MARKS[line.outcome]} {need}".rstrip()
     rows = [(*key, *(cells.get(level, "") for level in LEVELS)) for key, cells in measured.items()]
     for literal, label in ((False, "all of these"), (True, "all of the original criteria")):
         found = {v.level: words.OUTCOMES[v.outcome] for v in verdicts if v.literal == literal}
@@ -364,6 +296,48 @@ def _routing_table(evaluation: Evaluation) -> str:
         numbers = map(number, (*rates, row.system_accuracy))
         rows.append((row.system, words.post_hoc(row.map), row.rule, *numbers))
     return _table(head, rows)
+
+
+def _policies_part(evaluation: Evaluation) -> str:
+    head = ("file", "system", "measured on", "answers", "escalated", "accuracy of kept", "accuracy of both")
+    rows = []
+    for system, file in name_policies(evaluation).items():
+        for where, found in policy_figures(evaluation.policies[system]):
+            rates = (found.escalated.value, found.kept_accuracy.value, found.system_accuracy)
+            rows.append((file, system, where, str(found.escalated.total), *map(number, rates)))
+    chosen = called(evaluation, recommended(evaluation))
+    which = f"router_policy.json is that of {chosen}, {why_recommended(evaluation)}."
+    return f"\n## Policies\n\n{_md(which)}\n\n{_table(head, rows)}"
+
+
+def policy_figures(policy: RouterPolicy) -> list[tuple[str, Figures]]:
+    """What is known of a policy's effects, each with where it was measured."""
+    average = "average of the procedure over five folds"
+    return [
+        ("the answers it was made from", policy.on_fit),
+        ("answers it has not seen" if policy.measured_on == "test" else average, policy.expected),
+    ]
+
+
+def policy_remarks(policy: RouterPolicy) -> list[str]:
+    """What must be known of a policy beside its figures, a sentence each."""
+    remarks = (
+        [] if policy.feasibility.is_feasible else [f"Escalates everything: {policy.feasibility.reason}."]
+    )
+    if (found := policy.certificate) is not None:
+        marks = "what the judge calls right" if found.judge is None else "true labels, by people's marks"
+        remarks.append(
+            f"Certified on {found.n} answers, of which {found.kept} reach a confidence of "
+            f"{number(found.threshold)} before the map, {found.right} of them right: with probability "
+            f"{number(1 - found.delta, 2)}, at least {number(found.accuracy, 2)} of such answers are right. "
+            f"This is about {marks}."
+        )
+    if policy.infeasible_folds:
+        remarks.append(
+            f"In {policy.infeasible_folds} of the five folds the other four cannot show what is asked, and "
+            "everything counts as escalated."
+        )
+    return remarks
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -398,12 +372,16 @@ def _page() -> "Template":
         "readout_words": words.readout,
         "shorten": words.shorten,
     }
+    environment.tests["one_bin"] = words.is_one_bin
     environment.globals |= {
         "criterion": criterion,
         "FIGURES": words.FIGURES,
         "interval": interval,
+        "MARKS": words.MARKS,
+        "needed": words.needed,
         "number": number,
         "OUTCOMES": words.OUTCOMES,
-        "SIGNS": words.SIGNS,
+        "policy_figures": policy_figures,
+        "policy_remarks": policy_remarks,
     }
     return environment.from_string(files("calibration.report").joinpath("page.html.jinja").read_text("utf-8"))

@@ -4,6 +4,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from calibration.metrics.errors import BIN_SIZE
+from calibration.results import Row
+from calibration.verdict import ENOUGH, SIGNS
+
 READOUTS = {
     "geometric_mean": "answer probability",
     "joint": "joint answer probability",
@@ -17,10 +21,9 @@ MAPS = {"none": "as is", "platt": "+ Platt", "platt_crossfit": "+ Platt, cross-f
 """What a post-hoc map is called; any other name is shown as it is."""
 
 OUTCOMES = {"pass": "pass", "fail": "fail", "undecided": "can't tell"}
-"""What an outcome is called: undecided means not enough questions."""
+"""What an outcome is called: undecided means not enough questions, or none of the kind that it takes."""
 
-
-SIGNS = {"pass": "✓", "fail": "✗", "undecided": "?"}
+MARKS = {"pass": "✓", "fail": "✗", "undecided": "?"}
 """What stands beside an outcome, for readers who do not see its colour."""
 
 
@@ -31,25 +34,33 @@ class Criterion:
     name: str
     short: str
     """What a sentence says that a system fails on."""
-    sign: str = "≥"
-    """How the value must stand to the threshold."""
+    needs: str = ""
+    """What it takes to measure it, where that may be missing altogether."""
 
 
 CRITERIA = {
     "rms_hle_reduction": Criterion("RMS error removed, as in HLE", "calibration error"),
     "rms_reduction": Criterion("RMS error removed, all bins", "calibration error"),
-    "brier_after_map": Criterion("Brier skill gained, both mapped", "gain over the mapped base"),
+    "brier_after_map": Criterion("Brier skill gained, both mapped", "gain beyond a map"),
     "auroc_after_map": Criterion("AUROC gained, both mapped", "ranking"),
     "accuracy": Criterion("change of accuracy, relative", "accuracy"),
     "readable": Criterion("readable confidences", "readability"),
     "effective_levels": Criterion("effective levels of confidence", "variety of confidences"),
-    "top_two_share": Criterion("share of the top two levels", "variety of confidences", "≤"),
-    "shift": Criterion("RMS error removed, unseen topics", "unseen topics", ">"),
-    "answer_types": Criterion("RMS error removed, worst type", "answer types", ">"),
-    "span_low": Criterion("confidence reaches down to", "span of confidences", "≤"),
+    "top_two_share": Criterion("share of the top two levels", "variety of confidences"),
+    "shift": Criterion(
+        "RMS error removed, unseen topics", "unseen topics", "questions on topics that training has not seen"
+    ),
+    "answer_types": Criterion(
+        "RMS error removed, worst kind of question",
+        "kinds of questions",
+        f"two kinds of questions, {ENOUGH} of each",
+    ),
+    "span_low": Criterion("confidence reaches down to", "span of confidences"),
     "span_high": Criterion("confidence reaches up to", "span of confidences"),
     "held_out": Criterion("measured on held-out questions", "held-out questions"),
 }
+
+_WRITTEN = {">=": "≥", ">": ">", "<=": "≤"}
 
 
 FIGURES = {
@@ -94,11 +105,41 @@ def post_hoc(name: str) -> str:
 def criterion(name: str) -> Criterion:
     """The words for a line of a verdict; an unknown one is shown by its own name.
 
-    >>> criterion("top_two_share").sign, criterion("new_line").name
-    ('≤', 'new line')
+    >>> criterion("readable").name, criterion("new_line").name
+    ('readable confidences', 'new line')
     """
     plain = name.replace("_", " ")
     return CRITERIA.get(name, Criterion(plain, plain))
+
+
+def needed(name: str, threshold: float | None) -> str:
+    """How the value of a verdict's line must stand to its threshold; empty when it has none.
+
+    >>> needed("top_two_share", 0.5), needed("effective_levels", 10.0), needed("shift", 0.0)
+    ('≤ .500', '≥ 10', '> 0')
+    """
+    if threshold is None:
+        return ""
+    value = f"{threshold:.0f}" if threshold == round(threshold) else number(threshold)
+    return f"{_WRITTEN[SIGNS.get(name, '>=')]} {value}"
+
+
+def is_one_bin(n: int) -> bool:
+    """Whether so many answers make a single bin: its RMS is the distance of two means, and no more."""
+    return n < 2 * BIN_SIZE
+
+
+def shown(row: Row) -> Row:
+    """A row without the errors that say nothing.
+
+    A map that was cross-fitted on the answers themselves brings their mean confidence to their accuracy.
+    Where they make a single bin, the errors over bins measure just that, and would be 0 by construction.
+    """
+    if row.map != "platt_crossfit" or not is_one_bin(row.n):
+        return row
+    ends = {name: interval for name, interval in row.intervals.items() if name != "rms"}
+    nothing = dict.fromkeys(("rms", "rms_floor", "rms_debiased", "l1", "max_error"))
+    return row.model_copy(update={**nothing, "intervals": ends})
 
 
 def number(value: float | None, digits: int | None = None) -> str:
@@ -117,6 +158,15 @@ def number(value: float | None, digits: int | None = None) -> str:
     text = f"{abs(value):.{digits}f}"
     sign = "-" if value < 0 and float(text) else ""
     return sign + (text[1:] if text.startswith("0.") else text)
+
+
+def percent(share: float | None) -> str:
+    """A share as a sentence says it.
+
+    >>> percent(0.1812), percent(1.0), percent(None)
+    ('18.1 %', '100 %', 'n/a')
+    """
+    return "n/a" if share is None else f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def figure(value: float | None) -> str:

@@ -8,8 +8,9 @@ from types import MappingProxyType
 import numpy as np
 
 from calibration.errors import DataError
-from calibration.maps import CalibrationMap, Fit, Identity, fit_platt, fold_of
+from calibration.maps import CalibrationMap, Fit, Identity, fit_constant, fit_platt, fold_of
 from calibration.metrics.inference import Graded
+from calibration.metrics.noise import JudgeAudit
 from calibration.metrics.outcomes import BoolArray, FloatArray, tally
 from calibration.routing.certificate import JudgeError
 from calibration.routing.goals import Choice, Evidence, Goal
@@ -27,6 +28,7 @@ NO_GROUPS: Mapping[str, Sequence[str]] = MappingProxyType({})
 def build_policy(
     fit: Graded,
     *,
+    system: str,
     rule: Goal,
     readout: PolicyReadout,
     prices: Prices,
@@ -35,7 +37,7 @@ def build_policy(
     threshold_on: Graded | None = None,
     groups: Mapping[str, Sequence[str]] = NO_GROUPS,
     fit_map: Fit = fit_platt,
-    judge: JudgeError | None = None,
+    judge: JudgeError | JudgeAudit | None = None,
     span_rule: str | None = None,
     digests: Digests | None = None,
     lifetime: timedelta = LIFETIME,
@@ -44,23 +46,27 @@ def build_policy(
 
     The certificate stands though the map was fitted on the same answers: what is certified is a
     threshold on the confidence, and which answers that keeps depends on the order of the confidences
-    alone. An increasing map carries the threshold over without changing the order. A map that does not
-    increase makes the policy infeasible.
+    alone. An increasing map carries the threshold over without changing the order. In place of one that
+    does not increase (the surer, the less often right, or no difference) stands the constant map, the best
+    that keeps the order: by prices, all readable answers are kept then or none.
 
     Args:
         fit: The answers that the map is fitted on; a confidence may be nan.
+        system: Whose answers they are.
         rule: What is asked for.
         readout: How the confidences were read.
         prices: What answers cost and are worth.
         created: When, with its time zone.
         test: Answers to other questions, that the expected figures are measured on. Unset, they are
-            cross-fitted: map and threshold are made anew from four fifths of `fit` for each fifth.
+            cross-fitted: map and threshold are made anew from four fifths of `fit` for each fifth. That
+            is what this way of making policies does on average; a threshold that marks decided can lie
+            off that average, and `on_fit` and the certificate say more of it.
         threshold_on: Answers that the threshold is chosen on; unset, `fit`. Given, `test` must be too.
         groups: Kinds of the measured answers (`test`, or `fit` without it), one label an answer, by what
             they are sorted by: {"topic": ["Art", "Sports", ...]}.
         fit_map: How the map is fitted.
-        judge: The judge's known error rates; a certificate is corrected for them. Probabilities, prices
-            and figures remain about what is judged right.
+        judge: The judge's error rates, as known or as audited; a certificate is corrected for them.
+            Probabilities, prices and figures remain about what is judged right.
         span_rule: Which tokens are the answer's own, where tokens are read.
         digests: What the answers were made from.
         lifetime: How long the policy is to be followed.
@@ -73,8 +79,12 @@ def build_policy(
     maker = _Maker(rule, prices, judge, fit_map)
     fitted, choice = maker.make(fit, threshold_on or fit)
     measured = fit if test is None else test
-    kept = maker.cross_fitted(fit) if test is None and not choice.problem else _kept(fitted, choice, measured)
+    on_fit = _kept(fitted, choice, fit)
+    kept, failed = maker.cross_fitted(fit) if test is None else (_kept(fitted, choice, measured), 0)
+    if choice.problem:
+        kept = np.zeros_like(kept)
     return RouterPolicy(
+        system=system,
         created=created,
         expires=created + lifetime,
         readout=readout,
@@ -86,11 +96,13 @@ def build_policy(
         certificate=choice.certificate,
         measured_on="cross-fit" if test is None else "test",
         expected=figures(kept, measured.correct, prices),
+        infeasible_folds=failed,
+        on_fit=figures(on_fit, fit.correct, prices),
         groups=tuple(_group_figures(groups, kept, measured.correct)),
         prices=prices,
         n=len(fit.ids),
         base_rate=float(fit.correct.mean()),
-        judge=judge,
+        judge=JudgeError.found(judge) if isinstance(judge, JudgeAudit) else judge,
         digests=digests or Digests(),
     )
 
@@ -101,7 +113,7 @@ class _Maker:
 
     rule: Goal
     prices: Prices
-    judge: JudgeError | None
+    judge: JudgeError | JudgeAudit | None
     fit_map: Fit
 
     def make(self, fit: Graded, threshold_on: Graded) -> tuple[CalibrationMap, Choice]:
@@ -111,8 +123,7 @@ class _Maker:
             return Identity(), Choice(problem=problem)
         fitted = self.fit_map(fit.confidence[usable], fit.correct[usable])
         if not fitted.is_increasing:
-            problem = "the surer the model is, the less often it is right: the map does not increase"
-            return fitted, Choice(problem=problem)
+            fitted = fit_constant(fit.confidence[usable], fit.correct[usable])
         evidence = Evidence(
             confidence=threshold_on.confidence,
             probability=fitted(threshold_on.confidence),
@@ -122,15 +133,20 @@ class _Maker:
         )
         return fitted, self.rule.choose(evidence)
 
-    def cross_fitted(self, answers: Graded) -> BoolArray:
-        """Which answers are kept when others decide; none of those whose others reach no threshold."""
-        kept = np.zeros(len(answers.ids), dtype=np.bool_)
+    def cross_fitted(self, answers: Graded) -> tuple[BoolArray, int]:
+        """Which answers are kept when others decide, and how many folds' others cannot do what is asked.
+
+        Of such a fold none is kept.
+        """
+        kept, failed = np.zeros(len(answers.ids), dtype=np.bool_), 0
         fold = np.array([fold_of(question) for question in answers.ids])
         for held_out in np.unique(fold):
             inside = fold == held_out
             others = _some(answers, ~inside)
-            kept[inside] = _kept(*self.make(others, others), _some(answers, inside))
-        return kept
+            fitted, choice = self.make(others, others)
+            kept[inside] = _kept(fitted, choice, _some(answers, inside))
+            failed += bool(choice.problem)
+        return kept, failed
 
 
 def _kept(fitted: CalibrationMap, choice: Choice, answers: Graded) -> BoolArray:

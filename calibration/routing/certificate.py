@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from scipy.special import bdtr
 
 from calibration.errors import DataError
+from calibration.metrics.noise import JudgeAudit
 from calibration.metrics.outcomes import tally
-from calibration.routing.rules import Rule
 from calibration.schema import Schema
 
 COVERAGE = 0.05
@@ -34,6 +34,20 @@ class JudgeError(Schema):
                 f"got {self.sensitivity:g} + {self.specificity:g}"
             )
         return self
+
+    @classmethod
+    def found(cls, audit: JudgeAudit) -> Self:
+        """The rates that an audit found.
+
+        Raises:
+            DataError: The judge is no better than chance.
+        """
+        if audit.youden <= 0:
+            raise DataError(
+                "a judge must be better than chance (sensitivity + specificity > 1); got "
+                f"{audit.sensitivity.value:.3f} + {audit.specificity.value:.3f}. Take another judge"
+            )
+        return cls(sensitivity=audit.sensitivity.value, specificity=audit.specificity.value)
 
     def judged(self, accuracy: float) -> float:
         """The accuracy that this judge reports, on average, where the true one is `accuracy`.
@@ -63,9 +77,7 @@ class Certificate(Schema):
       `delta` and about one may fail: divide `delta` by their number.
     - *What the judge calls right*, unless `judge` is set: one of sensitivity 1 and specificity .8 reports
       an accuracy of .8 where the true one is .75. With `judge` the guarantee is about true accuracy,
-      provided that those figures hold at every confidence. They are taken as known: to be safe give the
-      upper end of the sensitivity's interval and the lower end of the specificity's, and count those
-      intervals' chance of failing on top of `delta`.
+      provided that the judge errs alike at every confidence.
     """
 
     accuracy: float = Field(gt=0, lt=1)
@@ -83,12 +95,7 @@ class Certificate(Schema):
     p_value: float
     """Chance of so few errors among so many answers if the accuracy were just too low; at most `delta`."""
     judge: JudgeError | None = None
-    """What the guarantee was corrected for."""
-
-    @property
-    def rule(self) -> Rule:
-        """The threshold as a rule for `route`, on the confidence that was certified."""
-        return Rule(f"certified {self.accuracy:g}", self.threshold, is_strict=False)
+    """The error rates that the guarantee allows for: as known, or the most lenient that an audit allows."""
 
 
 def certify(
@@ -97,7 +104,7 @@ def certify(
     *,
     accuracy: float,
     delta: float = 0.1,
-    judge: JudgeError | None = None,
+    judge: JudgeError | JudgeAudit | None = None,
 ) -> Certificate | None:
     """The lowest threshold whose kept answers are right often enough, with probability 1 - `delta`.
 
@@ -116,7 +123,9 @@ def certify(
         correct: Shape [n], each 0 or 1; answers that could not be judged are left out by the caller.
         accuracy: Least accuracy of what is kept, in (0, 1).
         delta: Probability of being wrong about it, in (0, 1).
-        judge: The judge's known error rates, to certify true and not judged accuracy.
+        judge: To certify true and not judged accuracy: the judge's error rates where they are known, or
+            an audit of it. An audit takes half of `delta` for its own uncertainty, and leaves half to the
+            test.
 
     Returns:
         None when no threshold can be certified: too few answers, or the most confident are not right
@@ -141,15 +150,16 @@ def certify(
     for name, value in (("accuracy", accuracy), ("delta", delta)):
         if not 0 < value < 1:
             raise DataError(f"{name} must lie between 0 and 1, the ends excluded; got {value}")
-    start = first_step(values.size, accuracy, delta, judge)
+    rates, alpha = _allowed(judge, delta)
+    start = _first_step(values.size, _required(accuracy, rates), alpha)
     if start is None or start > is_readable.sum():
         return None
     o = tally(values[is_readable], marks[is_readable])
     level, kept, right = o.level[::-1], np.cumsum(o.count[::-1]), np.cumsum(o.right[::-1])
     wanted = np.ceil(np.linspace(start, kept[-1], STEPS))
     steps = np.unique(np.searchsorted(kept, wanted))  # a tie that begins inside a step is kept whole
-    p = bdtr(kept[steps] - right[steps], kept[steps], 1 - _required(accuracy, judge))
-    passed = int((np.cumsum(p > delta) == 0).sum())
+    p = bdtr(kept[steps] - right[steps], kept[steps], 1 - _required(accuracy, rates))
+    passed = int((np.cumsum(p > alpha) == 0).sum())
     if not passed:
         return None
     last = steps[passed - 1]
@@ -161,11 +171,13 @@ def certify(
         right=int(right[last]),
         n=values.size,
         p_value=float(p[passed - 1]),
-        judge=judge,
+        judge=rates,
     )
 
 
-def first_step(n: int, accuracy: float, delta: float, judge: JudgeError | None = None) -> int | None:
+def first_step(
+    n: int, accuracy: float, delta: float, judge: JudgeError | JudgeAudit | None = None
+) -> int | None:
     """How many answers the first threshold keeps.
 
     At least 5 % of them, and so many that the test is passed with half of the errors that `accuracy`
@@ -175,20 +187,35 @@ def first_step(n: int, accuracy: float, delta: float, judge: JudgeError | None =
         n: Graded answers.
         accuracy: Least accuracy of what is kept, in (0, 1).
         delta: Probability of being wrong about it, in (0, 1).
-        judge: The judge's known error rates, as for `certify`.
+        judge: As for `certify`.
 
     Returns:
-        In [1, n]; None when n is too small for any.
+        In [1, n]; None when n is too small for any, or the judge may be no better than guessing.
 
     >>> first_step(1000, 0.8, 0.1), first_step(100, 0.8, 0.1), first_step(10, 0.8, 0.1)
     (50, 18, None)
     """
-    allowed, kept = 1 - _required(accuracy, judge), np.arange(1, n + 1)
+    rates, alpha = _allowed(judge, delta)
+    return _first_step(n, _required(accuracy, rates), alpha)
+
+
+def _first_step(n: int, required: float, alpha: float) -> int | None:
+    allowed, kept = 1 - required, np.arange(1, n + 1)
     errors = np.floor(kept * allowed / 2 + 1e-9)
-    is_enough = (kept >= COVERAGE * n) & (bdtr(errors, kept, allowed) <= delta)
+    is_enough = (kept >= COVERAGE * n) & (bdtr(errors, kept, allowed) <= alpha)
     return int(kept[is_enough.argmax()]) if is_enough.any() else None
 
 
-def _required(accuracy: float, judge: JudgeError | None) -> float:
-    """The judged accuracy that stands for the true one."""
-    return accuracy if judge is None else judge.judged(accuracy)
+def _allowed(judge: JudgeError | JudgeAudit | None, delta: float) -> tuple[JudgeError | None, float]:
+    """The judge's error rates to allow for, and what is left of `delta` for the test."""
+    if not isinstance(judge, JudgeAudit):
+        return judge, delta
+    sensitivity, specificity = judge.worst(delta / 2)
+    return JudgeError.model_construct(sensitivity=sensitivity, specificity=specificity), delta / 2
+
+
+def _required(accuracy: float, rates: JudgeError | None) -> float:
+    """The judged accuracy that stands for the true one; 1, out of reach, for a judge that may guess."""
+    if rates is None:
+        return accuracy
+    return rates.judged(accuracy) if rates.sensitivity + rates.specificity > 1 else 1.0

@@ -1,13 +1,12 @@
 """What escalation buys: accuracy of both models together against the share of questions escalated."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from calibration.errors import DataError
-from calibration.metrics.inference import RESAMPLES, Estimate, Graded, Statistic, interval
+from calibration.metrics.inference import ANY, RESAMPLES, SHARE, Estimate, Graded, bootstrap, paired
 from calibration.metrics.outcomes import FloatArray, IntArray, tally
 
 _TINY = 1e-12
@@ -97,7 +96,7 @@ def cost_quality(confidence: ArrayLike, correct: ArrayLike, *, llm: float | Arra
     """
     values, marks = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     gain = _large_marks(values, marks, llm) - marks
-    share, accuracy = _curves(values, marks, gain, np.arange(values.size)[None])
+    share, accuracy = _curves(_levels(values), marks, gain, np.arange(values.size)[None])
     return CostQuality(share[0], accuracy[0])
 
 
@@ -125,7 +124,8 @@ def curve_intervals(
     """Bootstrap the figures of `cost_quality` over questions, both models' marks drawn together.
 
     An assumed accuracy stays what it is assumed to be. Resamples in which the large model is no better
-    are left out.
+    are left out. Each resample is drawn and its curve made once, for all three figures. Intervals of the
+    shares of calls are cut to [0, 1]; APGR has no such range (an oracle may recover more than the gap).
 
     Args:
         answers: Graded answers of the small model; a confidence may be nan.
@@ -136,19 +136,17 @@ def curve_intervals(
     Raises:
         DataError: As `cost_quality`, or a question is answered twice.
     """
-    large = dict(
-        zip(answers.ids, _large_marks(answers.confidence, answers.correct, llm).tolist(), strict=True)
-    )
+    large = _large_marks(answers.confidence, answers.correct, llm)[answers.id_order]
+    ordered = paired([answers])[0]
+    level, gain = _levels(ordered.confidence), large - ordered.correct
 
-    def on_curve(figure: Callable[[FloatArray, FloatArray], FloatArray]) -> Statistic:
-        def statistic(drawn: Graded, picks: IntArray) -> FloatArray:
-            gain = np.array([large[question] for question in drawn.ids]) - drawn.correct
-            return figure(*_curves(drawn.confidence, drawn.correct, gain, picks))
+    def figures(picks: IntArray) -> FloatArray:
+        share, accuracy = _curves(level, ordered.correct, gain, picks)
+        calls = (_call_share(share, accuracy, quality) for quality in (0.5, 0.8))
+        return np.stack([_apgr(share, accuracy), *calls])
 
-        return statistic
-
-    figures = (_apgr, lambda s, a: _call_share(s, a, 0.5), lambda s, a: _call_share(s, a, 0.8))
-    return CurveIntervals(*(interval(answers, on_curve(f), seed=seed, times=times) for f in figures))
+    within = (ANY, SHARE, SHARE)
+    return CurveIntervals(*bootstrap(level.size, figures, within=within, seed=seed, times=times))
 
 
 def _large_marks(confidence: FloatArray, correct: FloatArray, llm: float | ArrayLike) -> FloatArray:
@@ -172,21 +170,25 @@ def _large_marks(confidence: FloatArray, correct: FloatArray, llm: float | Array
     return large
 
 
+def _levels(confidence: FloatArray) -> IntArray:
+    """Position of each confidence among the distinct ones, from 0; what could not be read is first."""
+    return np.unique(np.where(np.isnan(confidence), -1.0, confidence), return_inverse=True)[1]
+
+
 def _curves(
-    confidence: FloatArray, correct: FloatArray, gain: FloatArray, picks: IntArray
+    level: IntArray, correct: FloatArray, gain: FloatArray, picks: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """Shares and accuracies of each resample, [resamples, levels + 1] both."""
     rows, n = picks.shape
-    level, cell = np.unique(np.where(np.isnan(confidence), -1.0, confidence), return_inverse=True)
-    place = (cell[picks] + level.size * np.arange(rows)[:, None]).ravel()
-    count, won = (
-        np.bincount(place, weights, minlength=rows * level.size).reshape(rows, level.size)
-        for weights in (None, gain[picks].ravel())
-    )
-    share, accuracy = np.zeros((2, rows, level.size + 1))
-    share[:, 1:] = np.cumsum(count, axis=-1) / n
-    accuracy[:, 1:] = np.cumsum(won, axis=-1) / n
-    return share, accuracy + correct[picks].mean(axis=-1)[:, None]
+    levels = int(level.max()) + 1
+    place = (level[picks] + levels * np.arange(rows)[:, None]).ravel()
+    share, accuracy = np.zeros((2, rows, levels + 1))
+    for curve, weights in ((share, None), (accuracy, gain[picks].ravel())):
+        at_level = np.bincount(place, weights, minlength=rows * levels).reshape(rows, levels)
+        np.cumsum(at_level, axis=-1, out=curve[:, 1:])
+        curve /= n
+    accuracy += correct[picks].mean(axis=-1)[:, None]
+    return share, accuracy
 
 
 def _gap(accuracy: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import numpy as np
 from pydantic import Field
 
+from calibration.metrics.noise import JudgeAudit
 from calibration.metrics.outcomes import BoolArray, FloatArray
 from calibration.routing.certificate import Certificate, JudgeError, certify, first_step
 from calibration.routing.rules import REFERENCE, Prices, threshold_for_budget, threshold_for_cost
@@ -24,8 +25,8 @@ class Evidence:
     correct: FloatArray
     """Shape [n], 0 or 1."""
     prices: Prices
-    judge: JudgeError | None = None
-    """How often the marks are right, where that is known."""
+    judge: JudgeError | JudgeAudit | None = None
+    """How often the marks are right, where that is known or was audited."""
 
 
 @dataclass(frozen=True)

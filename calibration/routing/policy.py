@@ -68,6 +68,8 @@ class RouterPolicy(Schema):
 
     format: PolicyFormat = FORMAT
     """Name and version of this format; a reader refuses others."""
+    system: str
+    """Whose answers it routes."""
     created: Moment
     """When it was made, UTC."""
     expires: Moment
@@ -88,9 +90,15 @@ class RouterPolicy(Schema):
     confidence, before the map."""
     measured_on: Literal["test", "cross-fit"]
     """Where the expected figures come from: answers that neither map nor threshold have seen, or the
-    answers themselves, each fifth routed by a map and a threshold from the other four."""
+    answers themselves, each fifth routed by a map and a threshold from the other four. The latter are an
+    average over policies made in this way, and their intervals take each as given."""
     expected: Figures
     """What the policy does to questions like those."""
+    infeasible_folds: int = Field(default=0, ge=0)
+    """Of those fifths, how many escalate everything because the other four cannot show what is asked."""
+    on_fit: Figures
+    """What this very policy does to the answers it was made from: flattered, though hardly with two
+    parameters and hundreds of answers."""
     groups: tuple[GroupFigures, ...] = ()
     """The same for kinds of questions."""
     prices: Prices

@@ -99,8 +99,3 @@ REFERENCE = Rule("reference 0.7", 0.7, is_strict=True)
 def cost_optimal(prices: Prices) -> Rule:
     """Keep iff the confidence reaches `threshold_for_cost`."""
     return Rule("cost-optimal", threshold_for_cost(prices), is_strict=False)
-
-
-def within_budget(confidence: ArrayLike, escalated: float) -> Rule:
-    """Escalate at most a share of the answers; see `threshold_for_budget`."""
-    return Rule(f"budget {escalated:g}", threshold_for_budget(confidence, escalated), is_strict=False)

@@ -23,6 +23,9 @@ from calibration.schema import Schema
 
 Cells = dict[str, object]
 
+FORMATS = (".csv", ".csv.gz", ".jsonl", ".parquet")
+"""How the name of a data file ends."""
+
 
 class FileSchema(Schema):
     """A setting that points at a data file; the file's content, not its place, is its identity."""
@@ -102,6 +105,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def stem(path: Path) -> str:
+    """The name of a data file without the ending of its format; any other dot belongs to the name.
+
+    >>> stem(Path("data/gemma-2.5.csv.gz")), stem(Path("gemma-2.5"))
+    ('gemma-2.5', 'gemma-2.5')
+    """
+    return path.name[: len(path.name) - len(_format(path) or "")]
+
+
 def question_id(text: str) -> str:
     """The id of a question that has none of its own: the first 16 hexadecimal digits of its sha256.
 
@@ -175,17 +187,26 @@ def check_covered(path: Path, what: str, keyed: Collection[str], asked: Iterable
 
 
 def _check_exists(path: Path) -> None:
-    if not path.is_file():
+    try:
+        if path.is_file():
+            return
         found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path} must be a data file; {found}. Check its name")
+    except OSError as error:  # a name too long, or a folder that must not be looked into
+        found = str(error.strerror)
+    raise DataError(f"{path} must be a data file; {found}. Check its name")
+
+
+def _format(path: Path) -> str | None:
+    """The ending that says how a file is read; None when it has none of them."""
+    return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
 
 
 def _load(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:
     """The columns, and each row with its number."""
-    readers = {".csv": _load_csv, ".csv.gz": _load_csv, ".jsonl": _load_jsonl, ".parquet": _load_parquet}
-    suffix = next((suffix for suffix in readers if path.name.lower().endswith(suffix)), None)
+    readers = dict(zip(FORMATS, (_load_csv, _load_csv, _load_jsonl, _load_parquet), strict=True))
+    suffix = _format(path)
     if suffix is None:
-        raise DataError(f"{path} must end in {', '.join(readers)}. Save the data in one of these formats")
+        raise DataError(f"{path} must end in {', '.join(FORMATS)}. Save the data in one of these formats")
     if path.stat().st_size == 0:
         raise DataError(f"{path} must hold data; the file is empty. Write it again")
     try:

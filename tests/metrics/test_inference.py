@@ -9,8 +9,10 @@ from scipy.stats import norm
 from calibration.errors import DataError
 from calibration.metrics.errors import calibration_error, hle_calibration_error
 from calibration.metrics.inference import (
+    SHARE,
     Graded,
     accuracy,
+    bootstrap,
     compare,
     compare_all,
     hle_error,
@@ -24,7 +26,7 @@ from calibration.metrics.inference import (
 )
 from calibration.metrics.outcomes import tally
 from calibration.metrics.ranking import aurc, auroc
-from calibration.metrics.scores import brier
+from calibration.metrics.scores import brier, overconfidence
 
 METRICS = {
     "brier": brier,
@@ -177,6 +179,56 @@ def test_paired_intervals_cover_the_true_difference():
 def test_paired_intervals_cover_the_true_difference_as_often_as_they_say():
     held = _coverage(n=1000, worlds=1000, times=400)
     assert all(0.92 <= share <= 0.97 for share in held.values()), held
+
+
+def nearly_ranked():
+    """Thirty answers with two of their 209 pairs in the wrong order."""
+    correct = np.repeat([0.0, 1.0], [19, 11])
+    correct[[18, 19]] = 1.0, 0.0
+    correct[[17, 20]] = 0.0, 1.0
+    return Graded(tuple(map(str, range(30))), np.linspace(0.1, 0.9, 30), correct)
+
+
+def test_an_interval_ends_where_the_range_of_the_statistic_ends():
+    free = intervals(nearly_ranked(), METRICS, seed=0, times=400)
+    cut = intervals(nearly_ranked(), METRICS, within=SHARE, seed=0, times=400)
+    assert free["auroc"].high > 1 == cut["auroc"].high
+    for name, one in free.items():
+        assert (cut[name].value, cut[name].low) == (one.value, max(one.low, 0)), name
+        assert cut[name].high == min(one.high, 1), name
+        assert (
+            interval(nearly_ranked(), on_outcomes(METRICS[name]), within=SHARE, seed=0, times=400)
+            == cut[name]
+        )
+
+
+def test_a_statistic_that_leaves_its_range_is_refused_not_cut():
+    _, sharp = pair(300, 3)
+    with pytest.raises(DataError, match=r"in its range, from 0 to 1; got -"):
+        interval(sharp, on_outcomes(overconfidence), within=SHARE, seed=0, times=50)
+
+
+def test_no_more_than_all_can_be_taken_off():
+    """Uncut, the first interval would reach up to 1.187 and the second down to -1.002."""
+    ids, marks = tuple(map(str, range(30))), np.tile([0.0, 1.0], 15)
+    sure, fair = (Graded(ids, np.full(30, confidence), marks) for confidence in (0.9, 0.5))
+    error = ratio_reduction(sure, fair, on_outcomes(calibration_error), seed=0, times=400)
+    assert error.low < error.value == error.high == 1
+    all_right, one_right = (Graded(ids, fair.confidence, right) for right in (np.ones(30), np.eye(30)[0]))
+    lost = noninferior(all_right, one_right, seed=0, times=400).change
+    assert lost.low == -1 < lost.value < lost.high
+
+
+def test_each_of_several_statistics_has_its_own_range():
+    answers = nearly_ranked().by_id()
+
+    def both(picks):
+        scores = auroc(resample(answers, picks))
+        return np.stack([scores, 2 * scores - 1])
+
+    found = bootstrap(30, both, within=[SHARE, (-1, 1)], seed=0, times=400)
+    assert (found[0].high, found[1].high) == (1, 1)
+    assert found[1].low == pytest.approx(2 * found[0].low - 1)
 
 
 def test_undefined_statistics_have_no_interval():

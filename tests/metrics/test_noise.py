@@ -184,7 +184,7 @@ def test_an_audit_by_mark_weighs_each_answer_with_its_inverse_probability():
     truth[:10] = [1] * 8 + [0] * 2  # half of those marked right: each stands for 2
     truth[20:30] = [1] + [0] * 9  # an eighth of those marked wrong: each stands for 8
     audit = audit_judge(marks, truth)
-    assert audit == JudgeAudit(8, 9, 9, 11, marked_right_share=0.2)
+    assert audit == JudgeAudit(8, 9, 9, 11, marked_right_share=0.2, n=100)
     assert audit.sensitivity.value == pytest.approx(8 * 2 / (8 * 2 + 1 * 8))
     assert audit.specificity.value == pytest.approx(9 * 8 / (9 * 8 + 2 * 2))
     assert audit.youden == pytest.approx(16 / 24 + 72 / 76 - 1)
@@ -245,3 +245,29 @@ def test_the_worst_and_the_best_case_of_unjudged_answers_bound_the_accuracy():
 def test_audits_and_marks_that_cannot_be_used_are_refused(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+@pytest.mark.parametrize("draw_by_mark", [False, True], ids=["at random", "by mark"])
+def test_the_worst_judge_an_audit_allows_is_rarely_better_than_the_true_one(draw_by_mark):
+    """Se .85, sp .95, 120 answers audited of 600: the true judge is more lenient in at most alpha of 2000."""
+    rng, alpha, broken = np.random.default_rng(5), 0.2, 0
+    for _ in range(2000):
+        truth = (rng.random(600) < 0.3).astype(float)
+        marks = np.where(rng.random(600) < np.where(truth == 1, 0.85, 0.05), 1.0, 0.0)
+        seen = np.zeros(600, dtype=bool)
+        if draw_by_mark:
+            for mark in (0, 1):
+                seen[rng.choice(np.flatnonzero(marks == mark), 60, replace=False)] = True
+            audit = audit_judge(marks, np.where(seen, truth, np.nan))
+        else:
+            audit = audit_judge(marks[:120], truth[:120])
+        sensitivity, specificity = audit.worst(alpha)
+        broken += sensitivity < 0.85 or specificity > 0.95
+    assert broken / 2000 <= alpha
+
+
+def test_the_worst_judge_comes_near_the_true_one_as_the_audit_grows():
+    one, hundred = (JudgeAudit(9 * k, 10 * k, 19 * k, 20 * k).worst(0.05) for k in (1, 100))
+    assert one[0] > hundred[0] > 0.9
+    assert one[1] < hundred[1] < 0.95
+    assert hundred == pytest.approx((0.9, 0.95), abs=0.02)

@@ -20,6 +20,28 @@ def test_the_order_of_the_answers_never_matters(rows, random):
         assert getattr(one, field).tobytes() == getattr(other, field).tobytes()
 
 
+EDGES = [0.0, -0.0, 5e-324, 2.2250738585072014e-308, 0.5, 0.5 + 2**-53, 1 - 2**-53, 1.0]
+
+
+@given(st.lists(st.tuples(st.sampled_from(EDGES) | st.floats(0, 1), st.booleans()), min_size=1))
+def test_every_distinct_float_is_a_level_of_its_own_down_to_the_last_bit(rows):
+    confidence, correct = np.array([c for c, _ in rows]), np.array([y for _, y in rows])
+    level, count = np.unique(confidence, return_counts=True)
+    o = tally(confidence, correct)
+    assert o.level.tobytes() == (level + 0.0).tobytes()  # -0.0 is 0.0
+    assert o.count.tolist() == count.tolist()
+    assert o.right.tolist() == [int(correct[confidence == value].sum()) for value in level]
+    assert (o.level.dtype, o.count.dtype, o.right.dtype) == (np.float64, np.int64, np.int64)
+
+
+@given(answers)
+def test_the_lists_given_are_left_as_they_were(rows):
+    confidence, correct = np.array([c for c, _ in rows]), np.array([float(y) for _, y in rows])
+    before = confidence.tobytes(), correct.tobytes()
+    tally(confidence, correct)
+    assert (confidence.tobytes(), correct.tobytes()) == before
+
+
 @given(answers)
 def test_nothing_is_lost(rows):
     confidence, correct = np.array([c for c, _ in rows]), np.array([y for _, y in rows])

@@ -19,7 +19,7 @@ from calibration.report.figures import (
     reliability,
     risk_coverage,
 )
-from calibration.results import Curve, Evaluation
+from calibration.results import CostQualityRow, Curve, Evaluation, Row, Value
 from calibration.routing.rates import route
 from calibration.routing.rules import REFERENCE, Prices, cost_optimal
 
@@ -49,6 +49,18 @@ def routing(drawn, prices=None):
             map_name=drawn.map,
         )
         for rule in (REFERENCE, cost_optimal(prices))
+    )
+
+
+def price(drawn, llm_accuracy=0.8):
+    nothing = Value(value=None, low=None, high=None)
+    return CostQualityRow(
+        system=drawn.system,
+        readout=drawn.readout,
+        llm_accuracy=llm_accuracy,
+        apgr=Value(value=0.6, low=0.5, high=0.7),
+        calls_for_half=nothing,
+        calls_for_most=nothing,
     )
 
 
@@ -179,11 +191,46 @@ def test_a_system_has_one_colour_in_every_picture(evaluation):
         label = next(label for a in figure.axes for label in lines_of(a) if label.startswith(f"{system},"))
         return lines_of(figure.axes[0])[label].get_color()
 
-    ranking = risk_coverage(evaluation.curves, evaluation.rows)
-    cost = cost_quality(evaluation.curves, evaluation.routing)
+    ranking = risk_coverage(evaluation.curves, evaluation.rows, base="base")
+    cost = cost_quality(evaluation.curves, evaluation.routing, evaluation.cost_quality, base="base")
     colours = [colour_of(ranking, s) for s in ("base", "dpo", "implicit")]
     assert len(set(colours)) == 3
     assert colours == [colour_of(cost, s) for s in ("base", "dpo", "implicit")]
+
+
+def colour_of_line(curves, system, base):
+    lines = lines_of(risk_coverage(curves, base=base).axes[0])
+    return next(line.get_color() for label, line in lines.items() if label.startswith(f"{system},"))
+
+
+def test_the_base_is_grey_beside_others_whatever_its_name():
+    before, after = (curve([0.2, 0.8] * 20, [0, 1] * 20, system=name) for name in ("v1", "v2"))
+    grey = colour_of_line([before, after], "v1", base="v1")
+    assert len(set(mpl.colors.to_rgb(grey))) == 1
+    assert colour_of_line([before, after], "v2", base="v2") == grey
+    colours = {colour_of_line([before, after], "v2", base="v1"), colour_of_line([before], "v1", base="v1")}
+    assert all(len(set(mpl.colors.to_rgb(colour))) > 1 for colour in colours)
+
+
+@pytest.mark.parametrize(
+    ("map_name", "title"), [("none", "RMS .300  (one bin)"), ("platt_crossfit", "RMS n/a  (one bin)")]
+)
+def test_a_single_bin_is_called_one_and_no_merit_of_a_cross_fitted_map(map_name, title):
+    drawn = curve([0.5] * 150, [1] * 30 + [0] * 120, map_name=map_name)
+    row = Row(
+        system="dpo",
+        model="m",
+        readout="stated_expected",
+        map=map_name,
+        split="test",
+        n=150,
+        n_unjudged=0,
+        n_unreadable=0,
+        mean_confidence=0.5,
+        rms=0.3,
+        rms_floor=0.04,
+    )
+    assert title in [text.get_text() for text in reliability([drawn], [row]).axes[0].texts]
 
 
 def test_histogram_shows_every_answer_once_and_the_counts_of_the_routing_table():
@@ -231,7 +278,7 @@ def test_operating_points_lie_on_the_curve_of_their_system():
     rng = np.random.default_rng(6)
     confidence = rng.random(300)
     drawn = curve(confidence, rng.random(300) < confidence)
-    axes = cost_quality([drawn], routing(drawn)).axes[0]
+    axes = cost_quality([drawn], routing(drawn), [price(drawn)]).axes[0]
     line = axes.lines[0]
     order = np.argsort(line.get_xdata())
     for point in axes.lines[2:4]:
@@ -241,7 +288,7 @@ def test_operating_points_lie_on_the_curve_of_their_system():
 
 def test_escalating_everything_gives_the_large_models_accuracy():
     drawn = curve(np.linspace(0, 1, 50), [0, 1] * 25)
-    line = cost_quality([drawn], routing(drawn)).axes[0].lines[0]
+    line = cost_quality([drawn], routing(drawn), [price(drawn)]).axes[0].lines[0]
     assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True))[1.0] == pytest.approx(0.8)
 
 
@@ -259,15 +306,25 @@ def test_escalating_everything_gives_the_large_models_accuracy():
 )
 def test_extreme_systems_can_be_drawn(confidence, correct):
     drawn = curve(confidence, correct, system="odd $name_")
-    empty = Evaluation(rows=(), curves=(drawn,), routing=routing(drawn), counts={})
-    assert len(draw(empty)) >= 6
+    prices = (price(drawn),)
+    empty = Evaluation(rows=(), curves=(drawn,), routing=routing(drawn), cost_quality=prices, counts={})
+    assert len(draw(empty)) == 8
 
 
 def test_nothing_is_drawn_of_a_system_without_a_readable_confidence():
     assert draw(Evaluation(rows=(), curves=(curve([], []),), counts={})) == {}
 
 
-def test_without_escalated_questions_there_is_no_cost_picture():
+def test_the_large_models_accuracy_is_the_one_assumed_though_nothing_was_escalated():
+    sure = curve([0.9] * 50, [1, 1, 1, 0, 0] * 10)
+    axes = cost_quality([sure], routing(sure), [price(sure, llm_accuracy=0.65)]).axes[0]
+    line = lines_of(axes)["dpo, expected stated number   APGR .600"]
+    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == pytest.approx(
+        {(50 - kept) / 50: (kept * 0.6 + (50 - kept) * 0.65) / 50 for kept in range(51)}
+    )
+
+
+def test_without_a_large_model_there_is_no_cost_picture():
     sure = curve([0.9] * 50, [1] * 50)
     pictures = draw(Evaluation(rows=(), curves=(sure,), routing=routing(sure), counts={}))
     assert set(pictures) == {f"{name}.{kind}" for name in NAMES[:3] for kind in ("png", "svg")}

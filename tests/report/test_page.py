@@ -3,27 +3,34 @@
 import base64
 import json
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from calibration.metrics.inference import Graded
+from calibration.report.answers import recommended
 from calibration.report.figures import draw
-from calibration.report.page import RunInfo, answers, decisive, recommended, render
+from calibration.report.page import RunInfo, fitted_on, name_policies, render
 from calibration.results import (
-    LEVELS,
     Curve,
     Evaluation,
     Example,
     GroupRow,
-    Line,
+    Guarantee,
     MissingSystem,
     Row,
-    VerdictReport,
 )
+from calibration.routing.build import build_policy
+from calibration.routing.goals import Certified, CostOptimal
 from calibration.routing.policy import RouterPolicy
+from calibration.routing.rates import rate, route
+from calibration.routing.rules import REFERENCE, Prices
 
 HOSTILE = "<script>alert(1)</script>"
+ROUTING = (route([0.2, 0.8], [0, 1], REFERENCE, Prices(), system="one", readout="joint", map_name="none"),)
 VOID = {"meta", "img", "br"}
 
 
@@ -155,7 +162,7 @@ def test_the_page_shows_the_main_numbers(report, evaluation):
 
 def test_the_other_models_and_readouts_are_there_too(report, evaluation):
     for model in {row.model for row in evaluation.rows}:
-        assert f"{model}, test split" in words(report.html)
+        assert f"{model}, test questions" in words(report.html)
     assert report.html.count('scope="row">base<') >= sum(row.system == "base" for row in evaluation.rows)
 
 
@@ -195,8 +202,9 @@ def test_standalone_markdown_carries_its_pictures_and_stays_small(report, figure
 
 
 def test_files_are_the_texts_the_pictures_and_the_policy(report, figures):
-    texts = {"report.html", "report.md", "report.json", "router_policy.json"}
-    assert set(report.files()) == texts | set(figures)
+    texts = {"report.html", "report.md", "report.json"}
+    policies = {"router_policy.json", "router_policy-base.json", "router_policy-implicit.json"}
+    assert set(report.files()) == texts | policies | set(figures)
 
 
 def test_the_policy_beside_the_page_is_the_recommended_systems(report, evaluation):
@@ -204,6 +212,145 @@ def test_the_policy_beside_the_page_is_the_recommended_systems(report, evaluatio
     assert RouterPolicy.model_validate_json(report.files()["router_policy.json"]) == evaluation.policies[name]
     passed = {v.system for v in evaluation.verdicts if v.outcome == "pass" and not v.literal}
     assert name in (passed or {"base"})
+    for system, file in name_policies(evaluation).items():
+        assert RouterPolicy.model_validate_json(report.files()[file]).system == system
+
+
+def test_the_system_that_the_evaluation_names_has_its_policy_in_the_plain_file(evaluation, info):
+    named = evaluation.model_copy(update={"recommended": "implicit"})
+    report = render(named, info, {})
+    assert (
+        RouterPolicy.model_validate_json(report.files()["router_policy.json"]) == named.policies["implicit"]
+    )
+    for text in (words(report.html), report.markdown.replace("\\", "")):
+        assert "router_policy.json" in text
+        assert "is that of implicit, the audited system." in text
+        assert "router_policy-dpo.json" in text
+
+
+def test_any_system_names_a_file_of_its_own(evaluation):
+    names = ["dpo", "a b", "A_b", "a/b", "\u00e9" * 80, ".."]
+    policies = dict.fromkeys(names, evaluation.policies["dpo"])
+    found = name_policies(Evaluation(rows=(), counts={}, recommended="dpo", policies=policies))
+    assert found["dpo"] == "router_policy.json"
+    assert found["a b"] == "router_policy-a_b.json"
+    assert len({file.casefold() for file in found.values()}) == len(names)
+    assert all(re.fullmatch(r"router_policy[A-Za-z0-9._-]*\.json", file) for file in found.values())
+
+
+def crossed(rule):
+    rng = np.random.default_rng(0)
+    confidence = rng.random(400)
+    answers = Graded(tuple(map(str, range(400))), confidence, (rng.random(400) < confidence).astype(float))
+    return build_policy(
+        answers,
+        system="slm",
+        rule=rule,
+        readout="confidence",
+        prices=Prices(),
+        created=datetime(2026, 11, 24, tzinfo=UTC),
+    )
+
+
+def test_a_cross_fitted_average_is_called_one_and_stands_beside_the_policys_own_figures(info):
+    policy = crossed(CostOptimal())
+    evaluation = Evaluation(base="slm", rows=(), counts={}, routing=ROUTING, policies={"slm": policy})
+    report = render(evaluation, info, {})
+    for text in (report.markdown, words(report.html)):
+        assert "average of the procedure over five folds" in text
+    own, average = (
+        line for line in report.markdown.splitlines() if line.startswith("| router\\_policy.json |")
+    )
+    share = policy.on_fit.escalated.value
+    assert f"| the answers it was made from | 400 | {share:.3f}".replace(" 0.", " .") in own
+    assert f"| 400 | {policy.expected.escalated.value:.3f}".replace(" 0.", " .") in average
+
+
+def test_figures_on_new_answers_are_no_average(report):
+    assert "answers it has not seen" in words(report.html)
+    assert "average of the procedure" not in report.html.casefold() + report.markdown
+
+
+def test_a_certificate_shows_its_own_counts(info):
+    policy = crossed(Certified(accuracy=0.8))
+    evaluation = Evaluation(rows=(), counts={}, routing=ROUTING, policies={"base": policy})
+    text = words(render(evaluation, info, {}).html)
+    found = policy.certificate
+    assert f"Certified on 400 answers, of which {found.kept} reach a confidence of" in text
+    assert f"before the map, {found.right} of them right: with probability .90, at least .80" in text
+    assert "This is about what the judge calls right." in text
+
+
+def test_each_guarantee_says_what_it_is_about(info):
+    rows = tuple(
+        Guarantee(
+            system=system,
+            readout="joint",
+            accuracy=0.5,
+            delta=0.1,
+            threshold=0.8,
+            kept=rate(5, 10),
+            is_about_truth=is_true,
+        )
+        for system, is_true in (("one", True), ("two", False))
+    )
+    evaluation = Evaluation(rows=(), counts={}, routing=ROUTING, guarantees=rows)
+    text = words(render(evaluation, info, {}).html)
+    assert "one true labels, by people's marks .800" in text
+    assert "two what the judge calls right .800" in text
+
+
+def a_row(map_name, n=1000, **more):
+    names = {"system": "slm", "model": "slm", "readout": "p", "map": map_name, "split": "test"}
+    counts = {"n": n, "n_unjudged": 0, "n_unreadable": 0}
+    return Row(**names, **counts, accuracy=0.2, rms=0.123, rms_floor=0.04, l1=0.123, **more)
+
+
+@pytest.mark.parametrize(
+    ("maps", "says", "says_not"),
+    [
+        (("none", "platt"), "fitted on the calibration questions.", "cross-fitted"),
+        (("none", "platt_crossfit"), "cross-fitted on the questions themselves", "calibration questions"),
+        (("platt", "platt_crossfit"), "calibration questions where there are enough of them, and else", "."),
+        (("none",), "Every system as it is. A constant", "Platt"),
+    ],
+)
+def test_the_page_says_where_the_maps_come_from(info, maps, says, says_not):
+    rows = tuple(a_row(name) for name in maps)
+    curves = tuple(Curve(system="slm", readout="p", map=name, confidence=(), correct=()) for name in maps)
+    text = words(render(Evaluation(base="slm", rows=rows, curves=curves, counts={}), info, {}).html)
+    start = text.partition("Every system as it is")[1:]
+    assert says in "".join(start)
+    assert says_not not in fitted_on(rows)
+
+
+def test_the_error_of_a_single_bin_is_marked_and_a_cross_fitted_one_is_left_out(info):
+    maps = ("none", "platt_crossfit")
+    curves = tuple(Curve(system="slm", readout="p", map=name, confidence=(), correct=()) for name in maps)
+
+    def rendered(n):
+        rows = tuple(a_row(name, n) for name in maps)
+        return render(Evaluation(base="slm", rows=rows, curves=curves, counts={}), info, {})
+
+    few, many = rendered(199), rendered(200)
+    assert words(few.html).count("one bin") == 2
+    assert "One bin: fewer than 200 answers" in words(few.html)
+    assert few.summary.count(".123") == 2  # in the sentence and in the row without a map
+    assert "one bin" not in words(many.html).casefold().replace("of fewer than 200 answers is one bin", "")
+    assert many.summary.count(".123") == 3
+
+
+def test_accuracies_say_that_they_are_of_the_unreadable_too(page):
+    titles = page.attributes("title")
+    assert any(title.startswith("Of all judged questions, readable or not") for title in titles)
+    assert "Of all judged questions of the group, readable or not" in titles
+
+
+def test_the_signs_of_the_page_are_those_that_the_verdict_goes_by(report, evaluation):
+    text = words(report.html)
+    assert "≤ .500" in text
+    assert "> 0" in text
+    assert "| ✓ > 0 |" in report.markdown or "| ✗ > 0 |" in report.markdown
 
 
 def test_rendering_twice_gives_the_same_files(report, evaluation, info, figures):
@@ -225,80 +372,6 @@ def test_a_baseline_without_methods_is_a_report_of_its_own(baseline_only, info):
     assert 'id="verdicts"' not in report.html
     assert "## Verdict" not in report.markdown
     assert report.json["verdicts"] == []
-
-
-def verdict(level, **outcomes):
-    lines = tuple(Line(name=n, value=None, threshold=None, outcome=o) for n, o in outcomes.items())
-    order = [o for o in ("fail", "undecided", "pass") if o in outcomes.values()]
-    return VerdictReport(system="dpo", level=level, outcome=order[0], lines=lines)
-
-
-def said(*verdicts):
-    (answer,) = answers(Evaluation(rows=(), counts={}, verdicts=verdicts))
-    return answer.outcome, answer.sentence
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [
-        (("pass", "pass", "pass"), ("pass", "dpo reaches every level, minimum to stretch.")),
-        (
-            ("pass", "fail", "fail"),
-            (
-                "pass",
-                "dpo reaches the minimum level; it does not reach the target level: it fails on accuracy.",
-            ),
-        ),
-        (
-            ("pass", "pass", "undecided"),
-            (
-                "pass",
-                (
-                    "dpo reaches the target level; it may or may not reach the stretch level: "
-                    "too few questions to tell on accuracy."
-                ),
-            ),
-        ),
-        (("fail", "fail", "fail"), ("fail", "dpo does not reach the minimum level: it fails on accuracy.")),
-        (
-            ("undecided", "undecided", "fail"),
-            (
-                "undecided",
-                "dpo may or may not reach the minimum level: too few questions to tell on accuracy.",
-            ),
-        ),
-    ],
-)
-def test_the_answer_names_the_highest_level_reached_and_what_stops_the_next(outcomes, expected):
-    pairs = zip(LEVELS, outcomes, strict=True)
-    assert said(*(verdict(level, accuracy=outcome, readable="pass") for level, outcome in pairs)) == expected
-
-
-def test_the_answer_names_each_reason_once_and_no_line_that_passes():
-    sentence = said(
-        verdict(
-            "minimum", rms_reduction="fail", rms_hle_reduction="fail", accuracy="undecided", readable="fail"
-        )
-    )[1]
-    assert sentence.endswith("it fails on calibration error and readability.")
-
-
-@pytest.mark.parametrize(
-    ("outcome", "remark"),
-    [
-        ("fail", " The base with a two-parameter map is as good."),
-        ("undecided", " These questions cannot tell it from the base with a two-parameter map."),
-    ],
-)
-def test_the_answer_says_when_a_map_would_have_done(outcome, remark):
-    assert said(verdict("minimum", brier_after_map=outcome, accuracy="fail"))[1].endswith(remark)
-
-
-def test_literal_criteria_do_not_decide_the_answer():
-    literal = verdict("minimum", accuracy="fail").model_copy(update={"literal": True})
-    verdicts = [literal, *(verdict(level, accuracy="pass") for level in LEVELS)]
-    assert said(*verdicts)[0] == "pass"
-    assert decisive(verdicts) == "stretch"
 
 
 def test_missing_numbers_are_shown_as_missing(info):

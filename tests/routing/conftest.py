@@ -37,6 +37,7 @@ def make(draw):
 
     def policy(fit=None, **options):
         settings = {
+            "system": "small",
             "rule": Certified(accuracy=0.8),
             "readout": "confidence",
             "prices": Prices(),

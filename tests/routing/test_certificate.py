@@ -9,6 +9,7 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 
 from calibration.errors import DataError
+from calibration.metrics.noise import JudgeAudit, audit_judge
 from calibration.routing.certificate import Certificate, JudgeError, certify, first_step
 
 WORLDS = 400
@@ -161,7 +162,6 @@ def test_ranks_alone_decide_and_the_order_of_the_rows_does_not(seed):
         assert bent == found.model_copy(update={"threshold": found.threshold * found.threshold / 2})
         kept = confidence >= found.threshold
         assert (found.kept, found.right) == (kept.sum(), correct[kept].sum())  # ties are never split
-        assert found.rule.keeps(confidence).sum() == found.kept
 
 
 def test_answers_that_are_all_tied_are_kept_together_or_not_at_all():
@@ -212,6 +212,42 @@ def test_a_known_judge_is_corrected_for_and_an_unknown_one_is_not():
     assert taken / WORLDS > 0.5
     assert corrected / WORLDS <= 0.1 + SLACK
     assert np.mean(kept) > 0.3
+
+
+@pytest.mark.parametrize("audited", [150, 1000])
+@pytest.mark.parametrize("draw_by_mark", [False, True], ids=["at random", "by mark"])
+def test_what_an_audit_leaves_open_of_the_judge_is_allowed_for(draw_by_mark, audited):
+    """Rates taken from 150 audited answers as if they were known break the guarantee far more often."""
+    world, broken, naive, kept = World(0.6, 0.8), 0, 0, []
+    for seed in range(WORLDS):
+        confidence, correct = world.draw(2000, seed)
+        rng = np.random.default_rng([seed, 1])
+        marks = np.where(rng.random(2000) < np.where(correct == 1, 0.9, 0.2), 1.0, 0.0)
+        truth = np.full(2000, np.nan)
+        for group in (marks == 0, marks == 1) if draw_by_mark else (marks >= 0,):
+            size = audited // 2 if draw_by_mark else audited
+            seen = rng.choice(np.flatnonzero(group), min(size, int(group.sum())), replace=False)
+            truth[seen] = correct[seen]
+        audit = audit_judge(marks, truth)
+        for judge in (JudgeError.found(audit), audit):
+            found = certify(confidence, marks, accuracy=0.75, judge=judge)
+            coverage, reached = world.kept(found.threshold) if found else (0.0, 1.0)
+            naive += judge is not audit and reached < 0.75
+            broken += judge is audit and reached < 0.75
+        kept.append(coverage)
+    assert broken / WORLDS <= 0.1
+    assert naive > broken
+    assert audited == 1000 or naive / WORLDS > 0.125
+    assert audited == 150 or np.mean(kept) > 0.3
+
+
+def test_a_judge_that_may_be_guessing_certifies_nothing():
+    confidence, correct = World(0.6, 0.8).draw(1000, 3)
+    assert JudgeAudit(500, 1000, 3, 4).youden > 0
+    assert certify(confidence, correct, accuracy=0.6, judge=JudgeAudit(500, 1000, 3, 4)) is None
+    assert first_step(1000, 0.6, 0.1, JudgeAudit(500, 1000, 3, 4)) is None
+    with pytest.raises(DataError, match=r"better than chance.*got 0\.500 \+ 0\.500"):
+        JudgeError.found(JudgeAudit(1, 2, 1, 2))
 
 
 def test_a_perfect_judge_corrects_nothing():

