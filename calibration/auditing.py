@@ -11,6 +11,7 @@ The person sees neither the judge's verdict nor which half an answer is from, in
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -40,6 +41,7 @@ class Verdicts:
     marks: FloatArray
     """Shape [n], 1 marked right, 0 marked wrong, nan unjudged."""
 
+    @cached_property
     def disagreements(self) -> list[int]:
         """Where the rules of `exact` say something else, by position."""
         rules = [_mark(mark_by_rule(item)[0]) for item in self.items]
@@ -94,9 +96,10 @@ def draw(verdicts: Verdicts, n: int, *, seed: int, disagreements: int) -> list[d
         )
     of_right = min(right.size, max(n // 2, n - wrong.size))
     drawn = {*right[:of_right].tolist(), *wrong[: n - of_right].tolist()}
-    others = rng.permutation([i for i in verdicts.disagreements() if i not in drawn]).astype(int)
     picked: list[tuple[int, Stratum]] = [(i, "mark") for i in sorted(drawn)]
-    picked += [(i, "disagreement") for i in others[:disagreements].tolist()]
+    if disagreements:
+        others = np.array([i for i in verdicts.disagreements if i not in drawn], dtype=int)
+        picked += [(i, "disagreement") for i in rng.permutation(others)[:disagreements].tolist()]
     shuffled = [picked[i] for i in rng.permutation(len(picked))]
     return [_sample_row(verdicts.items[i], stratum) for i, stratum in shuffled]
 
@@ -115,7 +118,7 @@ class Sample:
     """What a person said of the answers that were drawn."""
 
     truth: FloatArray
-    """Shape [n] of all verdicts; of the answers drawn within a mark, nan elsewhere and where not filled in."""
+    """Shape [n] of all verdicts, for those drawn within a mark; nan elsewhere and where not filled in."""
     of_disagreement: FloatArray
     """Likewise, of the answers picked because two judges disagree."""
     unfilled: int

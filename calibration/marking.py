@@ -78,7 +78,7 @@ class Answers:
                 "answer": item.answer,
                 "answer_type": item.answer_type,
                 "verdict": verdict.label,
-                **verdict.model_dump(include=set(VERDICT_COLUMNS)),
+                **{name: getattr(verdict, name) for name in VERDICT_COLUMNS[1:]},
                 **{name: cell for name, cell in row.cells.items() if name not in self.used},
             }
             for row, item, verdict in zip(self.rows, self.items, verdicts, strict=True)
@@ -100,10 +100,8 @@ def read_answers(path: Path, columns: AnswerColumns, others: Sequence[str] = ())
     named = (columns.question, columns.gold, columns.answer, columns.id, columns.answer_type, *others)
     rows = read_file(path, [name for name in named if name is not None])
     present = {name for row in rows for name in row.cells}
-    found = {
-        name: name for name in ("id", "answer_type") if getattr(columns, name) is None and name in present
-    }
-    columns = columns.model_copy(update=found)
+    unnamed = {name for name in ("id", "answer_type") if getattr(columns, name) is None}
+    columns = columns.model_copy(update={name: name for name in unnamed & present})
     used = (columns.question, columns.gold, columns.answer, columns.id, columns.answer_type)
     items: dict[str, tuple[Item, FileRow]] = {}
     ordered = []

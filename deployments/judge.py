@@ -1,4 +1,4 @@
-"""The commands `judge` and `judge-audit`: verdicts on answers that anybody has, and the error of who gave them."""
+"""The commands `judge` and `judge-audit`: verdicts on answers that anybody has, and the judge's own error."""
 
 import argparse
 import asyncio
@@ -152,7 +152,7 @@ def sample(options: argparse.Namespace) -> None:
     drawn = Counter(row["stratum"] for row in rows)
     print(
         f"{drawn['mark']} answers drawn by mark, {drawn['disagreement']} of "
-        f"{len(verdicts.disagreements())} on which the rules of exact disagree"
+        f"{len(verdicts.disagreements)} on which the rules of exact disagree"
     )
     print(f"fill in the column truth with 1 or 0: {out}")
 
@@ -204,7 +204,8 @@ def _columns(options: argparse.Namespace) -> AnswerColumns:
 
 def _out(given: str | None, source: str, what: str) -> Path:
     """Where to write; refused before any work where that cannot be."""
-    out = Path(given) if given else Path(source).with_name(f"{Path(source).name.split('.')[0]}.{what}.csv")
+    stem = Path(Path(source).name.removesuffix(".gz")).stem.removesuffix(".verdicts")
+    out = Path(given) if given else Path(source).with_name(f"{stem}.{what}.csv")
     if out.absolute() == Path(source).absolute():
         raise ConfigurationError(f"--out must be another file than the one that is read; got {out}")
     check_table_path(out)
