@@ -17,6 +17,7 @@ from calibration.judges import JudgeConfig
 from calibration.methods import MethodConfig
 from calibration.models import WeightsConfig
 from calibration.records import Elicitation
+from calibration.routing.goals import CostOptimal, Goal
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.sources import SourceConfig
@@ -69,7 +70,9 @@ class Experiment(Schema):
     readout: Readout = "geometric_mean"
     """How the target's confidence is read before any repair; improvements are counted from it."""
     prices: Prices = Prices()
-    """What answers cost and are worth; decides the router's threshold."""
+    """What answers cost and are worth."""
+    router: Goal = CostOptimal()
+    """What the router's policy aims at."""
 
     @property
     def target_name(self) -> str:
@@ -121,7 +124,7 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} must be TOML; {error}") from error
     for change in changes:
-        _apply(settings, change)
+        apply_change(settings, change)
     try:
         return TypeAdapter(Experiment).validate_python(settings)
     except ValidationError as error:
@@ -139,7 +142,8 @@ def explain(error: ValidationError, settings: object) -> str:
     return f"{where}: {message}{got}"
 
 
-def _apply(settings: dict[str, Any], change: str) -> None:
+def apply_change(settings: dict[str, Any], change: str) -> None:
+    """Set one setting in nested tables, from a text such as "methods.dpo.beta=0.3"."""
     path, sign, text = change.partition("=")
     if not sign or not path:
         raise ConfigurationError(f"a change must look like methods.dpo.beta=0.3; got {change!r}")

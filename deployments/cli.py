@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | settings`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | settings`."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
-from deployments.judge import add_judge, add_judge_audit
+from deployments.audit import add_audit
 
 BACKENDS = {"local": Local}
 
@@ -190,8 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("runs", help="list the runs")
     command.set_defaults(command=runs)
 
-    add_judge(commands.add_parser("judge", help="judge a table of answers"))
-    add_judge_audit(commands.add_parser("judge-audit", help="find out how often a judge errs"))
+    add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)

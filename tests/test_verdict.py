@@ -6,7 +6,8 @@ import pytest
 from calibration.errors import DataError
 from calibration.maps import fit_platt
 from calibration.metrics.scores import brier
-from calibration.verdict import Scores, System, best_base, verdicts, with_platt
+from calibration.systems import Scores, System, best_base, with_platt
+from calibration.verdict import verdicts
 
 LARGE = {"calibration": 800, "test": 4000, "shift": 800}
 SMALL = {"calibration": 400, "test": 1000, "shift": 200}
@@ -38,7 +39,8 @@ def scores(split, confidence, correct):
     n = len(correct)
     ids = tuple(f"{split}-{i}" for i in range(n))
     types = tuple("Date" if i % 2 else "Person" for i in range(n))
-    return Scores(ids, np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float), types, types)
+    values = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    return Scores(ids, *values, {"answer_type": types})
 
 
 def system(name, facts, behave):
@@ -354,7 +356,7 @@ def test_the_map_comes_from_the_calibration_split_and_else_is_cross_fitted(base)
 def test_systems_with_other_questions_are_refused(base, facts):
     new = system("t", facts, better_confidence)
     test = new.on("test")
-    moved = Scores(("elsewhere", *test.ids[1:]), test.confidence, test.correct, test.topic, test.answer_type)
+    moved = Scores(("elsewhere", *test.ids[1:]), test.confidence, test.correct, test.kinds)
     with pytest.raises(DataError, match="elsewhere"):
         verdicts(base, base, System("t", "joint", {**new.scores_by_split, "test": moved}), seed=0)
 
@@ -366,6 +368,6 @@ def test_a_system_without_test_answers_is_named(base):
 
 def test_repeated_questions_and_uneven_columns_are_refused():
     with pytest.raises(DataError, match="'a' is answered several times"):
-        Scores(("a", "a"), np.zeros(2), np.zeros(2), ("t", "t"), ("t", "t"))
-    with pytest.raises(DataError, match="lengths 1, 2, 2, 1, 1"):
-        Scores(("a",), np.zeros(2), np.zeros(2), ("t",), ("t",))
+        Scores(("a", "a"), np.zeros(2), np.zeros(2), {"topic": ("t", "t")})
+    with pytest.raises(DataError, match="lengths 1, 2, 2, 1"):
+        Scores(("a",), np.zeros(2), np.zeros(2), {"topic": ("t",)})

@@ -14,14 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from calibration.errors import ConfigurationError
 from calibration.judges.cases import JudgeProtocol
 from calibration.judges.language import LanguageJudge
-from calibration.judges.provider import Connection, Reply, SendError, Usage, seconds_until
+from calibration.judges.provider import (
+    LOOPBACK,
+    Connection,
+    Reply,
+    SendError,
+    Usage,
+    seconds_until,
+    without_key,
+)
 from calibration.judges.replies import SCHEMA
 from calibration.records import Question
 
 _OPENAI = "https://api.openai.com/v1"
-_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
-_SECRET = 16
-"""Characters of the shortest key that is hidden. A dummy, such as "x", occurs in every reply."""
 _DUMMY = "none"
 """The client insists on a key; what a server without keys is sent."""
 _NO_MONEY = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
@@ -98,7 +103,7 @@ class OpenAiCompatible(LanguageJudge):
                 "judge.base_url must be an http or https address with a host and without a password; "
                 f"got {shown!r}"
             )
-        if self.key_variable and not self._key() and place.hostname not in _LOOPBACK:
+        if self.key_variable and not self._key() and place.hostname not in LOOPBACK:
             raise ConfigurationError(
                 f"judge openai must have a key for {place.hostname}; {self.key_variable} is not set. Set it, "
                 'or if the server asks for none give key_variable = ""'
@@ -173,7 +178,7 @@ class CompatibleWire:
         http = httpx2.AsyncClient(
             timeout=None,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=urlsplit(self._url).hostname not in _LOOPBACK,
+            trust_env=urlsplit(self._url).hostname not in LOOPBACK,
             follow_redirects=True,
         )
         self._client = openai.AsyncOpenAI(
@@ -193,7 +198,7 @@ class CompatibleWire:
                 **self._fixed,
                 **{self._limit_name: max_output_tokens},
             )
-            return self._safe(response.content.decode("utf-8", "replace"))
+            return without_key(response.content.decode("utf-8", "replace"), self._key)
         except openai.APIStatusError as error:
             failure = _refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
@@ -203,7 +208,7 @@ class CompatibleWire:
         except (openai.OpenAIError, httpx2.HTTPError, OSError, ValueError) as error:
             failure = SendError("lost", f"{type(error).__name__}: {error}")
         # Raised here, it does not carry the client's error, which holds the key, along.
-        failure.detail = self._safe(failure.detail)
+        failure.detail = without_key(failure.detail, self._key)
         raise failure
 
     def read(self, body: str) -> Reply:
@@ -224,10 +229,6 @@ class CompatibleWire:
             model_version=self._model if wire.model in self._served_as else wire.model or None,
             response_id=wire.id,
         )
-
-    def _safe(self, text: str) -> str:
-        """The text without the key, should the server have echoed it."""
-        return text.replace(self._key, "[key]") if len(self._key) >= _SECRET else text
 
 
 def _service(url: str) -> str:

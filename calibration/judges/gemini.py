@@ -11,7 +11,15 @@ from pydantic.alias_generators import to_camel
 
 from calibration.errors import ConfigurationError
 from calibration.judges.language import LanguageJudge
-from calibration.judges.provider import Connection, Reply, SendError, Usage, seconds_until
+from calibration.judges.provider import (
+    LOOPBACK,
+    Connection,
+    Reply,
+    SendError,
+    Usage,
+    seconds_until,
+    without_key,
+)
 from calibration.judges.replies import SCHEMA
 from calibration.records import Question
 
@@ -20,9 +28,6 @@ _BLOCKED = frozenset(
     ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "IMAGE_SAFETY")
 )
 _CUT = frozenset(("MAX_TOKENS", "CONTINUATION"))
-_SECRET = 16
-"""Characters of the shortest key that is hidden. A gateway's dummy, such as "x", occurs in every reply."""
-_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 
 
 class Gemini(LanguageJudge):
@@ -80,7 +85,7 @@ class GeminiWire:
         # A proxy is for what lies outside; a gateway on this machine is asked directly.
         host = urlsplit(os.environ.get("GOOGLE_GEMINI_BASE_URL", "")).hostname
         self._http = aiohttp.ClientSession(
-            trust_env=host not in _LOOPBACK, connector=aiohttp.TCPConnector(limit=0)
+            trust_env=host not in LOOPBACK, connector=aiohttp.TCPConnector(limit=0)
         )
         # With retry options of our own, and one attempt, the client neither repeats nor hides a request.
         self._client = genai.Client(
@@ -100,7 +105,7 @@ class GeminiWire:
                 model=self._model, contents=prompt, config=self._configs[max_output_tokens]
             )
         )
-        return self._safe(response.sdk_http_response.body or "")
+        return without_key(response.sdk_http_response.body or "", self._key)
 
     async def _call(self, call: Callable[[Any], Awaitable[Any]]) -> Any:  # noqa: ANN401 - the client's classes
         """What a call of the client returns, with the client's errors put in our words.
@@ -124,7 +129,7 @@ class GeminiWire:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failure = SendError("lost", f"{type(error).__name__}: {error}")
         # Raised here, it does not carry the client's error, which cannot leave the process, along.
-        failure.detail = self._safe(failure.detail)
+        failure.detail = without_key(failure.detail, self._key)
         raise failure
 
     def read(self, body: str) -> Reply:
@@ -170,10 +175,6 @@ class GeminiWire:
             automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
             should_return_http_response=True,
         )
-
-    def _safe(self, text: str) -> str:
-        """The text without the key, should the service have echoed it."""
-        return text.replace(self._key, "[key]") if len(self._key) >= _SECRET else text
 
 
 def _key() -> str:

@@ -1,5 +1,6 @@
 """What every language-model judge has in common, whichever service answers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar
@@ -19,7 +20,7 @@ from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
 
-class LanguageJudge(Limits):
+class LanguageJudge(Limits, ABC):
     """A judge that asks a language model. A service adds `connect`, and what it must have to `check`."""
 
     provider: ClassVar[str]
@@ -90,9 +91,9 @@ class LanguageJudge(Limits):
                 f'[judge.facts."{self.model}"], or leave max_usd out'
             )
 
+    @abstractmethod
     def connect(self) -> Connection:
         """A connection to the service, which opens when something is sent."""
-        raise NotImplementedError
 
     async def judge(
         self, items: Sequence[Item], *, progress: Callable[[float, str], None], vote: int = 0

@@ -12,6 +12,13 @@ bills nothing. `lost`: a request went out and no whole reply came back; it may h
 `rejected`: this request will never be accepted. `fatal`: no request will."""
 
 
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+"""Hosts on this machine: they are asked directly. A proxy is for what lies outside."""
+
+SECRET = 16
+"""Characters of the shortest key that is hidden. A dummy, such as "x", occurs in every reply."""
+
+
 class SendError(Exception):
     """A request without a reply. It holds plain values only and never leaves the judge."""
 
@@ -81,6 +88,15 @@ class Provider(Protocol):
 
 
 Connection = AbstractAsyncContextManager[Provider]
+
+
+def without_key(text: str, key: str) -> str:
+    """The text without the key, should the service have echoed it.
+
+    >>> without_key("bad key 0123456789abcdef", "0123456789abcdef"), without_key("an x", "x")
+    ('bad key [key]', 'an x')
+    """
+    return text.replace(key, "[key]") if len(key) >= SECRET else text
 
 
 def seconds_until(text: str | None) -> float | None:

@@ -7,13 +7,14 @@ from calibration.judges.protocol import Item
 from calibration.records import Label, Question, Verdict
 from calibration.sources.rows import FileRow, FileSchema, check_covered, key_rows, read_file
 
-_LABELS: dict[str, Label] = {
+LABELS: dict[str, Label] = {
     **dict.fromkeys(("1", "1.0", "true", "correct"), "correct"),
     **dict.fromkeys(("0", "0.0", "false", "incorrect"), "incorrect"),
     "not_attempted": "not_attempted",
     "unjudged": "unjudged",
     "": "unjudged",
 }
+"""What a file may say of an answer, in any case."""
 
 
 class RecordedLabels(FileSchema):
@@ -60,8 +61,8 @@ class RecordedLabels(FileSchema):
 
     def _label(self, row: FileRow) -> Label:
         text = row.text(self.label).casefold()
-        if text in _LABELS:
-            return _LABELS[text]
+        if text in LABELS:
+            return LABELS[text]
         must = "be 1, 0, true, false, correct, incorrect, not_attempted, unjudged or empty"
         raise row.error(self.label, must, row.text(self.label), "Correct the label")
 
