@@ -17,8 +17,7 @@ from pydantic import ValidationError
 
 from calibration import auditing
 from calibration.artifacts import Store
-from calibration.config import _apply as apply_change
-from calibration.config import explain
+from calibration.config import apply_change, explain
 from calibration.errors import ConfigurationError, JudgeError
 from calibration.judges import Cascade, GeminiBatch, Judge, JudgeConfig
 from calibration.judges.gemini_batch import DISCOUNT, PROVIDER

@@ -28,7 +28,7 @@ from calibration.judges.ledger import Job, Ledger, Outcome, Ruling, opened
 from calibration.judges.models import ModelFacts
 from calibration.judges.money import Money
 from calibration.judges.protocol import Item
-from calibration.judges.provider import Connection, SendError, Trouble, Usage
+from calibration.judges.provider import Connection, SendError, Trouble, Usage, without_key
 from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
@@ -436,18 +436,18 @@ class BatchWire(GeminiWire):
         """How a job is, and when it has succeeded, its replies."""
         job = await self._call(lambda client: client.batches.get(name=name))
         state = job.state.name if job.state else "JOB_STATE_UNSPECIFIED"
-        why = self._safe(str(job.error.message or "")) if job.error else "no reason given"
+        why = without_key(str(job.error.message or ""), self._key) if job.error else "no reason given"
         replies = (job.dest.inlined_responses if job.dest else None) or []
         return _Found(state, why, {n: self._reply(one) for one in replies if (n := _number(one))})
 
     def _reply(self, one: Any) -> str | SendError:  # noqa: ANN401 - the client's class
         """The body of a reply, or the error in its place."""
         if one.error:
-            detail = self._safe(f"{one.error.code}: {str(one.error.message or '')[:300]}")
+            detail = without_key(f"{one.error.code}: {str(one.error.message or '')[:300]}", self._key)
             return SendError(_TROUBLES.get(one.error.code or 0, "failed"), detail)
         if not one.response:
             return SendError("lost", "neither a reply nor an error")
-        return self._safe(one.response.model_dump_json(by_alias=True, exclude_none=True))
+        return without_key(str(one.response.model_dump_json(by_alias=True, exclude_none=True)), self._key)
 
 
 def _number(one: Any) -> int | None:  # noqa: ANN401 - the client's class
