@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from pydantic.alias_generators import to_camel
 
 from calibration.errors import ConfigurationError
@@ -18,6 +18,7 @@ from calibration.judges.provider import (
     SendError,
     Usage,
     seconds_until,
+    whole_json,
     without_key,
 )
 from calibration.judges.replies import SCHEMA
@@ -135,8 +136,8 @@ class GeminiWire:
     def read(self, body: str) -> Reply:
         """What a body says; `lost` when it is no reply."""
         try:
-            wire = _Body.model_validate_json(body)
-        except ValidationError:
+            wire = _Body.model_validate_json(whole_json(body))
+        except ValueError:  # pydantic's own error is one
             raise SendError("lost", "a reply that is no JSON of the kind") from None
         if wire.prompt_feedback and wire.prompt_feedback.block_reason:
             text, finish, is_blocked = "", wire.prompt_feedback.block_reason, True

@@ -28,7 +28,7 @@ from calibration.judges.ledger import Job, Ledger, Outcome, Ruling, opened
 from calibration.judges.models import ModelFacts
 from calibration.judges.money import Money
 from calibration.judges.protocol import Item
-from calibration.judges.provider import Connection, SendError, Trouble, Usage, without_key
+from calibration.judges.provider import Connection, SendError, Trouble, Usage, whole_text, without_key
 from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
@@ -436,7 +436,11 @@ class BatchWire(GeminiWire):
         """How a job is, and when it has succeeded, its replies."""
         job = await self._call(lambda client: client.batches.get(name=name))
         state = job.state.name if job.state else "JOB_STATE_UNSPECIFIED"
-        why = without_key(str(job.error.message or ""), self._key) if job.error else "no reason given"
+        why = (
+            whole_text(without_key(str(job.error.message or ""), self._key))
+            if job.error
+            else "no reason given"
+        )
         replies = (job.dest.inlined_responses if job.dest else None) or []
         return _Found(state, why, {n: self._reply(one) for one in replies if (n := _number(one))})
 
@@ -447,7 +451,8 @@ class BatchWire(GeminiWire):
             return SendError(_TROUBLES.get(one.error.code or 0, "failed"), detail)
         if not one.response:
             return SendError("lost", "neither a reply nor an error")
-        return without_key(str(one.response.model_dump_json(by_alias=True, exclude_none=True)), self._key)
+        body = json.dumps(one.response.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return without_key(body, self._key)
 
 
 def _number(one: Any) -> int | None:  # noqa: ANN401 - the client's class

@@ -161,6 +161,15 @@ def test_what_stays_without_a_verdict_is_unjudged_as_with_gemini(serve, fault, r
     assert server.count == asked + again
 
 
+@pytest.mark.parametrize("half", ["\ud800", r"\ud800"], ids=["in the whole reply", "in what was read"])
+def test_half_a_character_in_a_reply_costs_no_verdict_and_is_paid_once(serve, half):
+    server = serve(lambda seen: Say(text=f'{{"extracted": "gold{half}", "verdict": "CORRECT"}}'))
+    verdicts = batch([item()])
+    assert [(verdict.label, verdict.extracted) for verdict in verdicts] == [("correct", "gold?")]
+    assert batch([item()]) == verdicts
+    assert (server.creates, server.count) == (1, 1)
+
+
 @pytest.mark.parametrize("state", ["BATCH_STATE_FAILED", "BATCH_STATE_EXPIRED", "BATCH_STATE_CANCELLED"])
 def test_a_job_without_results_stops_the_round_and_the_next_asks_its_cases_again(serve, items, ledger, state):
     server = serve(end=lambda number: state if number == 2 else None)
