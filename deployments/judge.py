@@ -20,7 +20,7 @@ from calibration.artifacts import Store
 from calibration.config import apply_change, explain
 from calibration.errors import ConfigurationError, JudgeError
 from calibration.judges import Cascade, GeminiBatch, Judge, JudgeConfig
-from calibration.judges.gemini_batch import DISCOUNT, PROVIDER
+from calibration.judges.gemini import BATCH
 from calibration.judges.language import LanguageJudge
 from calibration.judges.ledger import opened
 from calibration.judges.provider import Usage
@@ -259,12 +259,11 @@ async def _judged(by: Judge, answers: Answers, progress: "_Progress") -> tuple[l
     after, unknown_after = await _used(paid)
     names = ("prompt", "cached", "output", "thoughts")
     used = Usage(**{name: getattr(after, name) - getattr(before, name) for name in names})
-    share, facts = (DISCOUNT if isinstance(paid, GeminiBatch) else 1.0), paid.known
-    full = facts.usd(used) if facts else None
+    facts = paid.priced
     bill = _Bill(
         used=used,
         unknown=unknown_after - unknown,
-        usd=None if full is None else share * full,
+        usd=facts.usd(used) if facts else None,
         as_of=str(facts.as_of) if facts else "",
     )
     return verdicts, bill
@@ -272,7 +271,7 @@ async def _judged(by: Judge, answers: Answers, progress: "_Progress") -> tuple[l
 
 async def _used(paid: LanguageJudge) -> tuple[Usage, int]:
     """Tokens used so far in this store, and the requests whose use nobody told."""
-    provider = PROVIDER if isinstance(paid, GeminiBatch) else paid.protocol.provider
+    provider = BATCH if isinstance(paid, GeminiBatch) else paid.protocol.provider
     async with opened(Store.from_environment().root) as ledger:
         spent = ledger.spent(provider, paid.model)
     return spent.used, spent.unknown

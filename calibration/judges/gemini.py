@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -31,6 +31,12 @@ _BLOCKED = frozenset(
 _CUT = frozenset(("MAX_TOKENS", "CONTINUATION"))
 
 
+BATCH = "gemini-batch"
+"""Whose requests those of the Batch API are in the ledger."""
+BATCH_SHARE = 0.5
+"""What they cost, as a share of the price."""
+
+
 class Gemini(LanguageJudge):
     """Asks a Gemini model. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY and is kept nowhere.
 
@@ -47,6 +53,11 @@ class Gemini(LanguageJudge):
         """As of every language-model judge, and that there is a key."""
         super().check(questions)
         _key()
+
+    @property
+    def purse(self) -> Mapping[str, float]:
+        """Single requests and those of batches: one account pays for both."""
+        return {self.provider: 1.0, BATCH: BATCH_SHARE}
 
     def connect(self) -> Connection:
         """A connection that opens when something is sent."""

@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
@@ -22,11 +22,10 @@ from calibration.artifacts import Store
 from calibration.errors import JudgeError
 from calibration.judges.asking import AGAIN, FAILURE, LONGEST_BACKOFF, MORE_ROOM, Round, check_ids
 from calibration.judges.cases import Case, guard
-from calibration.judges.gemini import Gemini, GeminiWire
+from calibration.judges.gemini import BATCH, BATCH_SHARE, Gemini, GeminiWire
 from calibration.judges.language import LanguageJudge
 from calibration.judges.ledger import Job, Ledger, Outcome, Ruling, opened
 from calibration.judges.models import ModelFacts
-from calibration.judges.money import Money
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Connection, SendError, Trouble, Usage, whole_text, without_key
 from calibration.prompts import SIMPLEQA_JUDGE
@@ -34,9 +33,6 @@ from calibration.records import Question, Verdict
 
 T = TypeVar("T")
 
-PROVIDER = "gemini-batch"
-"""Whose requests these are in the ledger: other prices hold for them."""
-DISCOUNT = 0.5
 LARGEST = 15_000_000
 """Bytes of one job; the service takes 20 MB."""
 FRAME = 2_000
@@ -78,6 +74,16 @@ class GeminiBatch(LanguageJudge):
     def identity(self) -> JsonValue:
         """That of `gemini`: by which way it is asked changes no verdict."""
         return self._live.identity()
+
+    @property
+    def purse(self) -> Mapping[str, float]:
+        """That of `gemini`."""
+        return self._live.purse
+
+    @property
+    def priced(self) -> ModelFacts | None:
+        """At the prices of a batch."""
+        return self.known.at(BATCH_SHARE) if self.known else None
 
     def connect(self) -> Connection:
         """A connection that opens when something is sent."""
@@ -145,7 +151,7 @@ class BatchRound(Round):
         vote: int,
     ) -> None:
         """Prepare; nothing is sent yet."""
-        super().__init__(judge.protocol, judge, _discounted(judge.known), wire, ledger, progress, vote)
+        super().__init__(judge.protocol, judge, judge.money(ledger), wire, ledger, progress, vote)
         self._judge, self._wire = judge, wire
         self._rulings: dict[str, Ruling] = {}
         self._requests: dict[str, _Request] = {}
@@ -194,7 +200,7 @@ class BatchRound(Round):
                 self._rule_on(key, kept)
                 self.tally.kept += self._answers[key]
         ended, self._under_way = 0, []
-        for job in self.ledger.open_jobs(PROVIDER, self.protocol.model):
+        for job in self.ledger.open_jobs(BATCH, self.protocol.model):
             if not self._requests.keys() & set(job.requests.values()):
                 continue  # of another round, which may be over
             name = job.name or await self._patiently(partial(self._wire.find, job.label))
@@ -237,7 +243,7 @@ class BatchRound(Round):
 
     def _fit(self, queue: deque[_Request]) -> list[_Request]:
         """Take from the queue what one job may hold and the purse can pay at most."""
-        self._look_into_purse()
+        self.money = self._judge.money(self.ledger)  # what is under way counts as the most that it can cost
         requests: list[_Request] = []
         size, held = 0, Usage()
         while queue and len(requests) < self._judge.requests_per_job:
@@ -249,17 +255,11 @@ class BatchRound(Round):
             requests.append(queue.popleft())
         return requests
 
-    def _look_into_purse(self) -> None:
-        """The ledger's word on what is spent: what is under way counts as the most that it can cost."""
-        provider, model, limit = self.protocol.provider, self.protocol.model, self.limits.max_usd
-        self.money = Money(_discounted(self._judge.known), limit, self.ledger.spent(PROVIDER, model))
-        self.money.spent += Money(self._judge.known, None, self.ledger.spent(provider, model)).spent
-
     async def _send_job(self, requests: list[_Request]) -> Job:
         """Write a job down, send it, and write down its name."""
         label = f"slm-calibration-{uuid.uuid4().hex}"
         planned = [(request.key, request.at_most) for request in requests]
-        numbers = self.ledger.begin_job(label, PROVIDER, self.protocol.model, planned)
+        numbers = self.ledger.begin_job(label, BATCH, self.protocol.model, planned)
         numbered = dict(zip(numbers, requests, strict=True))
         job = Job(label, None, {number: request.key for number, request in numbered.items()})
         sending = self._wire.sending(label, {n: (r.prompt, r.room) for n, r in numbered.items()})
@@ -459,15 +459,3 @@ def _number(one: Any) -> int | None:  # noqa: ANN401 - the client's class
     """The number of the request that a reply is to."""
     number = (one.metadata or {}).get("request", "")
     return int(number) if number.isdigit() else None
-
-
-def _discounted(facts: ModelFacts | None) -> ModelFacts | None:
-    """The facts with the prices of a batch."""
-    if facts is None:
-        return None
-    prices = {
-        name: None if price is None else price * DISCOUNT
-        for name in ("input_usd", "cached_input_usd", "output_usd")
-        for price in [getattr(facts, name)]
-    }
-    return facts.model_copy(update=prices)

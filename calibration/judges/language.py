@@ -1,7 +1,7 @@
 """What every language-model judge has in common, whichever service answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -11,8 +11,9 @@ from calibration.artifacts import Store
 from calibration.errors import ConfigurationError
 from calibration.judges.asking import Limits, Round
 from calibration.judges.cases import JudgeProtocol
-from calibration.judges.ledger import opened
+from calibration.judges.ledger import Ledger, opened
 from calibration.judges.models import KNOWN, ModelFacts, family
+from calibration.judges.money import Money, dollars
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Connection
 from calibration.judges.replies import SCHEMA_SHA256
@@ -91,6 +92,24 @@ class LanguageJudge(Limits, ABC):
                 f'[judge.facts."{self.model}"], or leave max_usd out'
             )
 
+    @property
+    def purse(self) -> Mapping[str, float]:
+        """Whose requests for the model in the ledger cost money, and which share of its price they cost."""
+        return {self.protocol.provider: 1.0}
+
+    def money(self, ledger: Ledger) -> Money:
+        """What the model may still cost, after all that it has cost in every run and in every way."""
+        spent = (
+            share * dollars(self.known, ledger.spent(provider, self.model))
+            for provider, share in self.purse.items()
+        )
+        return Money(self.priced, self.max_usd, sum(spent))
+
+    @property
+    def priced(self) -> ModelFacts | None:
+        """The facts with the prices of the requests that this judge sends."""
+        return self.known
+
     @abstractmethod
     def connect(self) -> Connection:
         """A connection to the service, which opens when something is sent."""
@@ -112,7 +131,7 @@ class LanguageJudge(Limits, ABC):
         """
         self.check(())
         async with opened(Store.from_environment().root) as ledger, self.connect() as provider:
-            judging = Round(self.protocol, self, self.known, provider, ledger, progress, vote)
+            judging = Round(self.protocol, self, self.money(ledger), provider, ledger, progress, vote)
             return await judging.judge(items)
 
     @staticmethod

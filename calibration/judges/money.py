@@ -12,11 +12,11 @@ class Money:
     passed. One whose cost is never told counts as that much for good.
     """
 
-    def __init__(self, facts: ModelFacts | None, limit: float | None, before: Spent) -> None:
+    def __init__(self, facts: ModelFacts | None, limit: float | None, spent: float) -> None:
         """Begin with what was spent in earlier rounds."""
         self._facts, self._limit, self._held = facts, limit, 0.0
         self.is_known = facts is not None and facts.usd(Usage()) is not None
-        self.spent = self._usd(before.used) + self._usd(before.at_most)
+        self.spent = spent
 
     def allows(self, at_most: Usage) -> bool:
         """Whether a request that uses at most this can go out."""
@@ -34,5 +34,14 @@ class Money:
         return cost
 
     def _usd(self, usage: Usage) -> float:
-        # Without prices no limit can have been set, and nothing is shown.
-        return (self._facts.usd(usage) if self._facts else None) or 0.0
+        return _usd(self._facts, usage)
+
+
+def dollars(facts: ModelFacts | None, spent: Spent) -> float:
+    """What requests cost; one whose cost nobody told, as much as it can have cost."""
+    return _usd(facts, spent.used) + _usd(facts, spent.at_most)
+
+
+def _usd(facts: ModelFacts | None, usage: Usage) -> float:
+    # Without prices no limit can have been set, and nothing is shown.
+    return (facts.usd(usage) if facts else None) or 0.0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -283,6 +284,29 @@ def test_what_single_requests_cost_counts_against_the_limit(serve, judge, items)
     with pytest.raises(JudgeError, match=rf"{spent:.4f} are spent"):
         batch(items(60), max_usd=spent + 0.0001)
     assert server.creates == 0
+
+
+def test_what_batches_cost_counts_against_the_limit_of_single_requests(serve, judge, items):
+    server = serve()
+    batch(items(50))
+    spent = 50 * (600 * 0.15 + 20 * 1.25) / 1e6
+    with pytest.raises(JudgeError, match=rf"{spent:.4f} are spent"):
+        judge(items(60), max_usd=spent + 0.0001)
+    assert server.singles == 0
+    judge(items(60), max_usd=spent + 0.1)
+    assert server.singles == 10
+
+
+def test_a_job_under_way_counts_against_the_limit_of_single_requests_at_the_most_it_can_cost(
+    serve, judge, items
+):
+    server = serve(looks=None)
+    killed_when(lambda: server.gets >= 1)
+    most = 30 * 256 * 1.25 / 1e6  # for the replies alone
+    with pytest.raises(JudgeError, match=r"max_usd = 0\.01") as caught:
+        judge(items(1, start=100), max_usd=0.01)
+    assert float(re.search(r"; (\S+) are spent", str(caught.value))[1]) > most
+    assert server.singles == 0
 
 
 JUDGING = (
