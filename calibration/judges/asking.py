@@ -28,11 +28,11 @@ from calibration.judges.cases import Case, JudgeProtocol, guard
 from calibration.judges.ledger import Ledger, Outcome, Ruling
 from calibration.judges.models import family
 from calibration.judges.money import Money
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Provider, SendError, Usage
 from calibration.judges.replies import PARSER, read_verdict
 from calibration.judges.window import Window
-from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Verdict
 from calibration.schema import Schema
 

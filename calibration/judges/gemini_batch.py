@@ -26,9 +26,9 @@ from calibration.judges.gemini import BATCH, BATCH_SHARE, Gemini, GeminiWire
 from calibration.judges.language import LanguageJudge
 from calibration.judges.ledger import Job, Ledger, Outcome, Ruling, opened
 from calibration.judges.models import ModelFacts
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Connection, SendError, Trouble, Usage, whole_text, without_key
-from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
 T = TypeVar("T")

@@ -14,10 +14,10 @@ from calibration.judges.cases import JudgeProtocol
 from calibration.judges.ledger import Ledger, opened
 from calibration.judges.models import KNOWN, ModelFacts, family
 from calibration.judges.money import Money, dollars
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Connection
 from calibration.judges.replies import SCHEMA_SHA256
-from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
 
