@@ -17,18 +17,70 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from calibration.artifacts import Store
+from calibration.confidence import READOUTS, read_confidence
 from calibration.errors import DataError
 from calibration.judges.exact import mark as mark_by_rule
 from calibration.judges.protocol import Item
-from calibration.marking import Agreement, AnswerColumns, agreement, read_answers, read_mark
+from calibration.marking import (
+    VERDICT_COLUMNS,
+    Agreement,
+    AnswerColumns,
+    agreement,
+    read_answers,
+    read_mark,
+)
 from calibration.metrics.noise import JudgeAudit, audit_judge
 from calibration.metrics.outcomes import FloatArray
 from calibration.records import Label
-from calibration.sources.rows import FileRow, key_rows, read_file
+from calibration.sources.rows import FileRow, FileSchema, key_rows, read_file
+from calibration.stages.baseline import Baseline
 
 Stratum = Literal["mark", "disagreement"]
 """Drawn within a mark, or picked because two judges disagree."""
 SAMPLE_COLUMNS = ("id", "question", "gold", "answer", "stratum", "truth")
+
+
+class AuditFile(FileSchema):
+    """What `slm-calibration judge-audit read` wrote: verdicts, some of which a person has marked as well."""
+
+    def read(self, judge: str) -> JudgeAudit:
+        """What it says of a judge.
+
+        Args:
+            judge: Name and version of the judge that it must be about.
+
+        Raises:
+            DataError: It is of another judge, a row cannot be used, or too few answers were audited.
+        """
+        verdicts = read_verdicts(self.path, ("judge", "truth"))
+        truth = np.array([read_mark(row, "truth") for row in verdicts.rows])
+        for row in verdicts.rows:
+            if (by := row.text("judge")) != judge:
+                must = f"be {judge!r}, the judge whose errors it is to tell"
+                raise row.error("judge", must, by, "Audit that judge, or leave judge_audit out")
+        judged = np.isfinite(verdicts.marks)
+        audit = audit_judge(verdicts.marks[judged], truth[judged])
+        if audit.youden <= 0:
+            raise DataError(
+                f"{self.path} must tell of a judge that is better than chance (sensitivity + specificity > 1)"
+                f"; got {audit.sensitivity.value:.3f} + {audit.specificity.value:.3f}. Take another judge"
+            )
+        return audit
+
+
+def error_rate(audit: JudgeAudit) -> float:
+    """Share of a judge's marks that are wrong, among answers like those from which the audit was drawn.
+
+    >>> error_rate(JudgeAudit(right_marked_right=8, right=10, wrong_marked_wrong=27, wrong=30))
+    0.125
+    """
+    lost, passed = audit.right - audit.right_marked_right, audit.wrong - audit.wrong_marked_wrong
+    if audit.marked_right_share is None:
+        return (lost + passed) / (audit.right + audit.wrong)
+    marked_right, marked_wrong = audit.counts(by_mark=True)
+    share = audit.marked_right_share
+    return share * passed / sum(marked_right) + (1 - share) * lost / sum(marked_wrong)
 
 
 @dataclass(frozen=True)
@@ -70,6 +122,30 @@ def read_verdicts(path: Path, others: Sequence[str] = ()) -> Verdicts:
             raise row.error("verdict", must, label, "Delete one of the two rows")
     rows, items, labels = zip(*first.values(), strict=True)
     return Verdicts(path, rows, items, np.array([_mark(label) for label in labels]))
+
+
+def verdict_rows(baseline: Baseline, store: Store) -> list[dict[str, object]]:
+    """The verdicts on all measured models' answers, as the command `judge` writes them.
+
+    An answer's id is made of the model, the way of asking and the question's id; `confidence` is read in
+    the first way that the way of asking allows.
+    """
+    return [
+        {
+            "id": f"{measured.model} {answered.elicitation} {row.question.id}",
+            "question": row.question.text,
+            "gold": list(row.question.answers),
+            "answer": row.generation.answer,
+            "answer_type": row.question.answer_type,
+            "verdict": row.verdict.label,
+            **{name: getattr(row.verdict, name) for name in VERDICT_COLUMNS[1:]},
+            "split": row.question.split,
+            "confidence": read_confidence(row.generation, READOUTS[answered.elicitation][0]),
+        }
+        for measured in baseline.models
+        for answered in measured.answered
+        for row in answered.judged(baseline.questions, store)
+    ]
 
 
 def draw(verdicts: Verdicts, n: int, *, seed: int, disagreements: int) -> list[dict[str, object]]:

@@ -17,8 +17,9 @@ import numpy as np
 from calibration.confidence import READOUTS, Readout, read_confidence
 from calibration.errors import ConfigurationError, DataError
 from calibration.maps import cross_fit, fit_constant
-from calibration.measures import cost_quality, curve, groups, guarantees, measure, routing
+from calibration.measures import corrected_row, cost_quality, curve, groups, guarantees, measure, routing
 from calibration.metrics.errors import BIN_SIZE
+from calibration.metrics.noise import JudgeAudit
 from calibration.records import Elicitation, Judged
 from calibration.results import Evaluation, Example, MissingSystem, Row
 from calibration.routing.build import build_policy
@@ -126,6 +127,7 @@ def evaluate(
     seed: int,
     seed_readout: Readout = "geometric_mean",
     missing: Mapping[str, str],
+    audit: JudgeAudit | None = None,
 ) -> Evaluation:
     """Compute every number of a report from judged answers.
 
@@ -139,6 +141,7 @@ def evaluate(
         seed: Seeds every interval.
         seed_readout: The readout of the base that improvements are counted from.
         missing: Methods without numbers, with the reason.
+        audit: What a person's audit says of the judge; the figures are then given without its errors too.
 
     Raises:
         ConfigurationError: The target was not measured in a way that `seed_readout` can read.
@@ -163,6 +166,9 @@ def evaluate(
             "examples": tuple(example for pair in answers for example in _examples(*pair)),
             "missing": tuple(MissingSystem(system=name, reason=reason) for name, reason in missing.items()),
             "counts": dict(Counter(row.question.split for row in seed_rows)),
+            "judge": tuple(
+                corrected_row(system, audit, seed) for system in (study.base, *study.trained) if audit
+            ),
         }
     )
 

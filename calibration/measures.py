@@ -15,7 +15,7 @@ from calibration.metrics.errors import (
     width_error,
 )
 from calibration.metrics.inference import Estimate, Graded, intervals
-from calibration.metrics.noise import audit_judge, corrected
+from calibration.metrics.noise import JudgeAudit, audit_judge, corrected
 from calibration.metrics.outcomes import BoolArray, FloatArray, Outcomes, tally
 from calibration.metrics.ranking import augrc, aurc, auroc, average_precision, excess_aurc, rejection_ratio
 from calibration.metrics.scores import brier, brier_parts, log_loss, overconfidence, spread
@@ -234,8 +234,20 @@ def judge_row(system: System, truth: FloatArray, seed: int) -> JudgeRow:
     """
     scores = system.on("test")
     audit = audit_judge(scores.correct[scores.judged], truth[scores.judged])
+    return corrected_row(system, audit, seed, is_drawn_from_answers=True)
+
+
+def corrected_row(
+    system: System, audit: JudgeAudit, seed: int, *, is_drawn_from_answers: bool = False
+) -> JudgeRow:
+    """The same, by an audit of other answers of the judge's unless it is said to be of these.
+
+    Raises:
+        DataError: The judge is no better than chance.
+    """
+    scores = system.on("test")
     graded = scores.where(scores.usable)
-    found = corrected(graded, audit, seed=seed, is_drawn_from_answers=True)
+    found = corrected(graded, audit, seed=seed, is_drawn_from_answers=is_drawn_from_answers)
     return JudgeRow(
         system=system.name,
         readout=system.readout,

@@ -37,7 +37,9 @@ from calibration.marking import (
 from calibration.metrics.inference import Estimate
 from calibration.metrics.noise import bounds
 from calibration.records import Label, Verdict
+from calibration.runs import BASELINE, Run, runs_root
 from calibration.schema import Schema
+from calibration.stages.baseline import Baseline
 
 QUIET_SECONDS = 60.0
 """Where standard error is no terminal, progress is a line in so many seconds."""
@@ -92,6 +94,10 @@ def add_judge(command: argparse.ArgumentParser) -> None:
 def add_judge_audit(command: argparse.ArgumentParser) -> None:
     """Describe the arguments of `judge-audit`."""
     steps = command.add_subparsers(required=True, metavar="STEP")
+    step = steps.add_parser("table", help="write the verdicts of a run as a table, for the steps below")
+    step.set_defaults(command=table)
+    step.add_argument("run", help="id of a run, or latest")
+    step.add_argument("--out", metavar="FILE", help="default: verdicts.csv in the run's folder")
     step = steps.add_parser("sample", help="draw answers into a csv file that a person fills in")
     step.set_defaults(command=sample)
     step.add_argument("verdicts", metavar="VERDICTS", help="what `judge` wrote")
@@ -133,6 +139,22 @@ def judge(options: argparse.Namespace) -> None:
         _print_agreement(options.against, marks, truth)
     print(f"verdicts: {out}")
     _check_judged(verdicts, options.max_unjudged)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Write the verdicts of a run on its measured models' answers."""
+    book = Run.find(runs_root(), options.run)
+    out = Path(options.out) if options.out else book.folder / "verdicts.csv"
+    check_table_path(out)
+    if not (book.folder / BASELINE).exists():
+        raise ConfigurationError(
+            f"run {book.folder.name} must have come to its report; it has not. "
+            f"Continue it: slm-calibration resume {book.folder.name}"
+        )
+    baseline = Baseline.model_validate_json((book.folder / BASELINE).read_text(encoding="utf-8"))
+    rows = auditing.verdict_rows(baseline, Store.from_environment())
+    write_table(out, rows)
+    print(f"{len(rows)} verdicts: {out}")
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -183,7 +205,8 @@ def read(options: argparse.Namespace) -> None:
         print(f"{options.confidence} {third.low:.3f} to {third.high:.3f}: {rates}")
     if found.without_confidence:
         print(f"{found.without_confidence} judged answers have no {options.confidence}")
-    print(f"for slm-calibration audit --correct verdict --truth truth: {out}")
+    print(f"wrong marks {auditing.error_rate(audit):.4f}, at the shares at which the marks are given")
+    print(f"for slm-calibration audit --correct verdict --truth truth, and judge_audit.path: {out}")
 
 
 def _judge(options: argparse.Namespace) -> JudgeConfig:

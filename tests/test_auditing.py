@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.auditing import Sample, draw, read_sample, read_verdicts, report
+from calibration.auditing import AuditFile, Sample, draw, error_rate, read_sample, read_verdicts, report
 from calibration.errors import DataError
 from calibration.marking import write_table
 
@@ -244,3 +244,47 @@ def test_verdicts_that_cannot_be_audited_are_refused(tmp_path):
     table.to_csv(tmp_path / "v.csv", index=False)
     with pytest.raises(DataError, match=r"row 3: 'verdict' must be .* as in row 2"):
         read_verdicts(tmp_path / "v.csv")
+
+
+def write_audited(path, table, truth, n=600):
+    """The file that `judge-audit read` writes for a sample drawn by mark."""
+    table = table.assign(judge="j@1", truth="")
+    for label in ("correct", "incorrect"):
+        drawn = table.index[table["verdict"] == label][: n // 2]
+        table.loc[drawn, "truth"] = [str(int(truth[i])) for i in drawn]
+    table.to_csv(path, index=False)
+    return table
+
+
+def test_an_audit_file_tells_of_the_judge_how_often_it_errs(tmp_path):
+    table, truth = judged(n=6000)
+    write_audited(tmp_path / "audited.csv", table, truth)
+    audit = AuditFile(path=tmp_path / "audited.csv").read("j@1")
+    assert audit.right + audit.wrong == 600
+    assert audit.sensitivity.low < SENSITIVITY < audit.sensitivity.high
+    assert audit.specificity.low < SPECIFICITY < audit.specificity.high
+    wrong = ((table["verdict"] == "correct") != truth).mean()
+    # Half of the audited have either mark, and a fifth of all are marked right: unweighted it would be .11.
+    assert error_rate(audit) == pytest.approx(wrong, abs=0.015)
+    everything = table.assign(judge="j@1", truth=truth.astype(int).astype(str))
+    everything.to_csv(tmp_path / "all.csv", index=False)
+    assert error_rate(AuditFile(path=tmp_path / "all.csv").read("j@1")) == pytest.approx(wrong)
+
+
+def test_an_audit_of_another_judge_or_of_a_useless_one_is_refused(tmp_path):
+    table, truth = judged()
+    path = tmp_path / "audited.csv"
+    table = write_audited(path, table, truth)
+    with pytest.raises(DataError, match=r"row 2: 'judge' must be 'k@1', the judge whose.*got 'j@1'"):
+        AuditFile(path=path).read("k@1")
+    table.loc[7, "judge"] = "k@1"
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"row 9: 'judge' must be 'j@1'"):
+        AuditFile(path=path).read("j@1")
+    turned = {"correct": "incorrect", "incorrect": "correct"}
+    table.assign(judge="j@1", verdict=table["verdict"].map(turned)).to_csv(path, index=False)
+    with pytest.raises(DataError, match="better than chance"):
+        AuditFile(path=path).read("j@1")
+    table.assign(truth="").to_csv(path, index=False)
+    with pytest.raises(DataError):
+        AuditFile(path=path).read("j@1")

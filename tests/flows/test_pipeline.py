@@ -6,8 +6,12 @@ import json
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+from calibration.artifacts import Store
+from calibration.auditing import verdict_rows
 from calibration.config import Experiment
+from calibration.marking import write_table
 from calibration.runs import Run, runs_root
+from calibration.stages.baseline import Baseline
 from flows.pipeline import baseline, calibrate, compare
 
 QUICK = {"epochs": 1, "learning_rate": 1e-3}
@@ -156,6 +160,30 @@ def test_methods_are_compared_on_what_another_run_has_measured(whole):
     assert not any(name.startswith(("prepare", "obtain")) for name in stages)
     one, other = (json.loads((b.folder / "report.json").read_text()) for b in (book, compared))
     assert one["rows"] == other["rows"]
+
+
+def test_an_audit_of_the_judge_corrects_the_report_and_smooths_the_labels_of_dpo(whole, folders):
+    book, _ = whole
+    measured = Baseline.model_validate_json((book.folder / "baseline.json").read_text())
+    rows = verdict_rows(measured, Store.from_environment())
+    for number, row in enumerate(rows):  # a person finds every tenth mark wrong
+        row["truth"] = int((row["verdict"] == "correct") != (number % 10 == 0))
+    write_table(folders / "audited.csv", rows)
+    settings = {"label_smoothing": "audited", "loss_type": ["robust", "sft"]}
+    dpo = EXPERIMENT["methods"]["dpo"]
+    changed = EXPERIMENT | {
+        "judge_audit": {"path": folders / "audited.csv"},
+        "methods": EXPERIMENT["methods"] | {"dpo": {**dpo, **settings}},
+    }
+    state, audited, stages = run(calibrate, Experiment.model_validate(changed))
+    assert state.is_completed(), state.message
+    assert (stages["train dpo"], stages["train implicit"]) == ("Completed", "Cached")
+    report = json.loads((audited.folder / "report.json").read_text())
+    assert {row["system"] for row in report["judge"]} == {"base", "dpo", "implicit"}
+    rate = sum(n % 10 == 0 for n in range(len(rows))) / len(rows)
+    changed["methods"] = EXPERIMENT["methods"] | {"dpo": {**dpo, **settings, "label_smoothing": rate}}
+    _, _, again = run(calibrate, Experiment.model_validate(changed))
+    assert set(again.values()) == {"Cached"}  # the figure of the audit is what was trained with
 
 
 def test_a_run_is_continued_under_its_own_name(whole):
