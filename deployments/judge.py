@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,11 +18,9 @@ from calibration import auditing
 from calibration.artifacts import Store
 from calibration.config import apply_change, explain
 from calibration.errors import ConfigurationError, JudgeError
-from calibration.judges import Cascade, GeminiBatch, Judge, JudgeConfig
-from calibration.judges.gemini import BATCH
-from calibration.judges.language import LanguageJudge
-from calibration.judges.ledger import opened
-from calibration.judges.provider import Usage
+from calibration.judges import Judge, JudgeConfig
+from calibration.judges.cascade import model_behind
+from calibration.judges.ledger import latest_request
 from calibration.marking import (
     AnswerColumns,
     Answers,
@@ -129,12 +126,13 @@ def judge(options: argparse.Namespace) -> None:
     truth = [read_mark(row, options.against) for row in answers.rows] if options.against else None
     Store.from_environment().check_writable()
     by.check(answers.questions)
-    verdicts, bill = _run(by, answers)
+    model, before = model_behind(by), latest_request(Store.from_environment().root)
+    verdicts = _run(by, answers)
     write_table(out, answers.with_verdicts(verdicts))
     marks = [math.nan if verdict.is_correct is None else float(verdict.is_correct) for verdict in verdicts]
     _print_counts(by, verdicts, marks)
-    if bill:
-        print(f"cost: {bill}")
+    for cost in model.costs(before) if model else []:
+        print(f"cost: {cost}")
     if truth is not None:
         _print_agreement(options.against, marks, truth)
     print(f"verdicts: {out}")
@@ -234,23 +232,7 @@ def _out(given: str | None, source: str, what: str) -> Path:
     return out
 
 
-@dataclass(frozen=True)
-class _Bill:
-    """What was asked of a model just now: tokens, as the service counted them."""
-
-    used: Usage
-    unknown: int
-    usd: float | None
-    as_of: str
-
-    def __str__(self) -> str:
-        tokens = f"{self.used.prompt:,} tokens in, {self.used.output + self.used.thoughts:,} out"
-        dollars = "price unknown" if self.usd is None else f"${self.usd:.4f} at the prices of {self.as_of}"
-        missing = f"; {self.unknown} requests of unknown cost beside it" if self.unknown else ""
-        return f"{tokens}, {dollars}{missing}"
-
-
-def _run(by: JudgeConfig, answers: Answers) -> tuple[list[Verdict], _Bill | None]:
+def _run(by: JudgeConfig, answers: Answers) -> list[Verdict]:
     """Judge, with progress on standard error.
 
     Raises:
@@ -258,7 +240,7 @@ def _run(by: JudgeConfig, answers: Answers) -> tuple[list[Verdict], _Bill | None
     """
     progress = _Progress()
     try:
-        return asyncio.run(_judged(by, answers, progress))
+        return asyncio.run(by.judge(answers.items, progress=progress))
     except JudgeError as error:
         progress.end()
         print(f"slm-calibration: {error}", file=sys.stderr)
@@ -271,33 +253,6 @@ def _run(by: JudgeConfig, answers: Answers) -> tuple[list[Verdict], _Bill | None
         raise SystemExit(130) from None
     finally:
         progress.end()
-
-
-async def _judged(by: Judge, answers: Answers, progress: "_Progress") -> tuple[list[Verdict], _Bill | None]:
-    paid = by.model if isinstance(by, Cascade) else by
-    if not isinstance(paid, LanguageJudge):
-        return await by.judge(answers.items, progress=progress), None
-    before, unknown = await _used(paid)
-    verdicts = await by.judge(answers.items, progress=progress)
-    after, unknown_after = await _used(paid)
-    names = ("prompt", "cached", "output", "thoughts")
-    used = Usage(**{name: getattr(after, name) - getattr(before, name) for name in names})
-    facts = paid.priced
-    bill = _Bill(
-        used=used,
-        unknown=unknown_after - unknown,
-        usd=facts.usd(used) if facts else None,
-        as_of=str(facts.as_of) if facts else "",
-    )
-    return verdicts, bill
-
-
-async def _used(paid: LanguageJudge) -> tuple[Usage, int]:
-    """Tokens used so far in this store, and the requests whose use nobody told."""
-    provider = BATCH if isinstance(paid, GeminiBatch) else paid.protocol.provider
-    async with opened(Store.from_environment().root) as ledger:
-        spent = ledger.spent(provider, paid.model)
-    return spent.used, spent.unknown
 
 
 class _Progress:

@@ -9,7 +9,8 @@ from calibration.judges.compatible import OpenAiCompatible
 from calibration.judges.exact import Exact
 from calibration.judges.gemini import Gemini
 from calibration.judges.gemini_batch import GeminiBatch
-from calibration.judges.protocol import Item
+from calibration.judges.language import LanguageJudge
+from calibration.judges.protocol import Item, Judge
 from calibration.records import Question, Verdict
 from calibration.schema import Schema
 
@@ -89,6 +90,12 @@ class Cascade(Schema):
             progress=lambda done, text: progress(start + share * done, note + text),
             vote=vote,
         )
+
+
+def model_behind(judge: Judge) -> LanguageJudge | None:
+    """The judge that asks a model, which may be another judge's; None where no model is asked."""
+    asked = judge.model if isinstance(judge, Cascade) else judge
+    return asked if isinstance(asked, LanguageJudge) else None
 
 
 def _untold(done: float, note: str) -> None:

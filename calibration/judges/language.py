@@ -11,12 +11,12 @@ from calibration.artifacts import Store
 from calibration.errors import ConfigurationError
 from calibration.judges.asking import Limits, Round
 from calibration.judges.cases import JudgeProtocol
-from calibration.judges.ledger import Ledger, opened
+from calibration.judges.ledger import Ledger, Spent, opened, read_spent
 from calibration.judges.models import KNOWN, ModelFacts, family
-from calibration.judges.money import Money, dollars
+from calibration.judges.money import Cost, Money, dollars
 from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
-from calibration.judges.provider import Connection
+from calibration.judges.provider import Connection, Usage
 from calibration.judges.replies import SCHEMA_SHA256
 from calibration.records import Question, Verdict
 
@@ -104,6 +104,24 @@ class LanguageJudge(Limits, ABC):
             for provider, share in self.purse.items()
         )
         return Money(self.priced, self.max_usd, sum(spent))
+
+    def costs(self, after: int = 0) -> list[Cost]:
+        """What asking the model has cost, in each way that it was asked, by the store's ledger.
+
+        Args:
+            after: Count only requests with a higher number.
+        """
+        found = read_spent(Store.from_environment().root, after)
+        costs = [
+            Cost(
+                provider=provider,
+                model=self.model,
+                spent=found.get((provider, self.model), Spent(Usage())),
+                facts=self.known.at(share) if self.known else None,
+            )
+            for provider, share in self.purse.items()
+        ]
+        return [cost for cost in costs if cost.spent.requests] or costs[:1]
 
     @property
     def priced(self) -> ModelFacts | None:
