@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import traceback
 
 import pytest
 from prefect import flow
@@ -16,6 +18,8 @@ from calibration.records import Generation, Question, Verdict
 from tasks.journal import Journal, keeping
 from tasks.judge import judge as judge_stage
 from tests.judges.gemini_server import GeminiServer, Say, error
+
+PLANTED = "AIza-planted-5f0c-in-a-flow"
 
 
 class Listener:
@@ -36,14 +40,14 @@ class Listener:
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("GEMINI_API_KEY", "k")
     with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "store" / "cache"}):
         yield
 
 
-def run(server, monkeypatch, judge=None, max_unjudged=0.01, **settings):
+def run(server, monkeypatch, judge=None, max_unjudged=0.01, key="k", **settings):
     """Judge thirty answers in a flow; return the verdicts, the states of the stage and what was heard."""
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
+    monkeypatch.setenv("GEMINI_API_KEY", key)
     store = Store.from_environment()
     questions = [Question(id=f"q{n}", text=f"What is {n}?", answers=("x",)) for n in range(30)]
     generations = [
@@ -123,6 +127,42 @@ def test_a_judge_that_asks_no_model_shows_no_costs(monkeypatch):
     with GeminiServer() as server:
         run(server, monkeypatch, judge=Exact())
     assert len(artifacts("table")) == before
+
+
+def test_a_planted_key_is_in_no_file_log_artifact_or_state(monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    echo = f"the key {PLANTED} is bad"
+
+    def plan(seen):
+        if seen.number < 4:
+            return error(503, "UNAVAILABLE", echo)
+        if seen.number == 20:
+            return error(403, "PERMISSION_DENIED", echo)
+        return Say(text=json.dumps({"extracted": echo, "verdict": "CORRECT"}))
+
+    with GeminiServer(plan) as server:
+        with pytest.raises(JudgeError, match=r"the key \[key\] is bad") as caught:
+            run(server, monkeypatch, key=PLANTED, concurrency=2, retry_seconds=0.01)
+        run(server, monkeypatch, key=PLANTED)
+    assert {seen.key for seen in server.seen} == {PLANTED}
+    assert PLANTED not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+    async def server_side():
+        async with get_client() as client:
+            return [
+                await client.read_logs(),
+                await client.read_artifacts(),
+                await client.read_flow_runs(),
+                await client.read_task_runs(),
+            ]
+
+    told = repr(asyncio.run(server_side()))
+    assert "judging-costs" in told
+    assert PLANTED not in told
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"judge.sqlite", "rows.parquet"} <= {path.name for path in files}
+    assert any(b"[key] is bad" in content for content in files.values())
+    assert [path for path, content in files.items() if PLANTED.encode() in content] == []
 
 
 def test_an_outage_fails_the_stage_as_it_is_and_the_next_run_asks_the_rest(monkeypatch):
