@@ -159,6 +159,8 @@ def sample(options: argparse.Namespace) -> None:
     """Draw the answers that a person marks."""
     if options.n < 2:
         raise ConfigurationError(f"--n must be at least 2, one of either mark; got {options.n}")
+    if options.seed < 0:
+        raise ConfigurationError(f"--seed must be at least 0; got {options.seed}")
     out = _out(options.out, options.verdicts, "sample")
     if out.exists():
         raise ConfigurationError(
@@ -214,7 +216,9 @@ def _judge(options: argparse.Namespace) -> JudgeConfig:
     try:
         return _Settings.model_validate(settings).judge
     except ValidationError as error:
-        raise ConfigurationError(explain(error, settings)) from error
+        is_missing = error.errors()[0]["type"] == "missing"
+        remedy = ". Give it with --set judge.NAME=VALUE" if is_missing else ""
+        raise ConfigurationError(f"{explain(error, settings)}{remedy}") from error
 
 
 def _columns(options: argparse.Namespace) -> AnswerColumns:

@@ -254,6 +254,7 @@ BAD = {
     "a setting of something else": (same, ["--set", "seed=1"], ["seed", "no such setting"]),
     "a retired model": (same, ["--set", "judge.model=gemini-2.0-flash"], ["2026-06-01", "3.5-flash-lite"]),
     "no price": (same, ["--set", "judge.model=gemini-9", "--set", "judge.max_usd=1"], ["max_usd", "price"]),
+    "no model": (same, ["--judge", "cascade"], ["judge.model", "--set judge.NAME=VALUE"]),
     "a share above 1": (same, ["--max-unjudged", "2"], ["--max-unjudged", "2.0"]),
     "no folder": (same, ["--out", "nowhere/out.csv"], ["--out", "nowhere"]),
     "no table": (same, ["--out", "out.txt"], ["--out", ".parquet"]),
@@ -405,8 +406,10 @@ def test_a_persons_work_is_not_overwritten_and_a_bad_sample_is_one_line(tmp_path
         ["judge-audit", "read", "v.csv", "absent.csv"],
         ["judge-audit", "read", "filled.csv", "filled.csv"],
         ["judge-audit", "sample", "v.csv", "--n", "1", "--out", "s.csv"],
+        ["judge-audit", "sample", "v.csv", "--seed", "-4", "--out", "s.csv"],
+        ["judge-audit", "table", "latest"],
     ]
-    wanted = ["v.sample.csv", "row 4", "absent.csv", "'verdict'", "--n"]
+    wanted = ["v.sample.csv", "row 4", "absent.csv", "'verdict'", "--n", "--seed", "none yet"]
     done, _ = run_many(tmp_path, commands)
     for (code, out, err), words in zip(done, wanted, strict=True):
         assert (code, out) == (2, ""), err

@@ -1,17 +1,16 @@
 """The whole pipeline on the smallest world and model: real pretraining, real decoding, real training."""
 
+import argparse
 import asyncio
 import json
 
+import pandas as pd
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from calibration.artifacts import Store
-from calibration.auditing import verdict_rows
 from calibration.config import Experiment
-from calibration.marking import write_table
 from calibration.runs import Run, runs_root
-from calibration.stages.baseline import Baseline
+from deployments.judge import table as write_verdicts
 from flows.pipeline import baseline, calibrate, compare
 
 QUICK = {"epochs": 1, "learning_rate": 1e-3}
@@ -109,6 +108,7 @@ def test_a_run_goes_from_the_world_to_the_verdict(whole):
     }
     assert {stage["name"] for stage in report["stages"]} == set(stages)
     assert report["versions"]["torch"].startswith("2.")
+    assert report["judge_protocol"] == {"version": "exact@1", "protocol": {"kind": "exact"}}
     for name in ("report.html", "report.md", "summary.txt", "baseline.json"):
         assert (book.folder / name).stat().st_size > 0
 
@@ -164,11 +164,11 @@ def test_methods_are_compared_on_what_another_run_has_measured(whole):
 
 def test_an_audit_of_the_judge_corrects_the_report_and_smooths_the_labels_of_dpo(whole, folders):
     book, _ = whole
-    measured = Baseline.model_validate_json((book.folder / "baseline.json").read_text())
-    rows = verdict_rows(measured, Store.from_environment())
-    for number, row in enumerate(rows):  # a person finds every tenth mark wrong
-        row["truth"] = int((row["verdict"] == "correct") != (number % 10 == 0))
-    write_table(folders / "audited.csv", rows)
+    write_verdicts(argparse.Namespace(run=book.folder.name, out=str(folders / "marks.csv")))
+    rows = pd.read_csv(folders / "marks.csv", dtype=str, keep_default_na=False)
+    wrong = rows.index % 10 == 0  # in the eyes of a person
+    rows["truth"] = ((rows["verdict"] == "correct") != wrong).astype(int)
+    rows.to_csv(folders / "audited.csv", index=False)
     settings = {"label_smoothing": "audited", "loss_type": ["robust", "sft"]}
     dpo = EXPERIMENT["methods"]["dpo"]
     changed = EXPERIMENT | {
@@ -180,7 +180,7 @@ def test_an_audit_of_the_judge_corrects_the_report_and_smooths_the_labels_of_dpo
     assert (stages["train dpo"], stages["train implicit"]) == ("Completed", "Cached")
     report = json.loads((audited.folder / "report.json").read_text())
     assert {row["system"] for row in report["judge"]} == {"base", "dpo", "implicit"}
-    rate = sum(n % 10 == 0 for n in range(len(rows))) / len(rows)
+    rate = float(wrong.mean())
     changed["methods"] = EXPERIMENT["methods"] | {"dpo": {**dpo, **settings, "label_smoothing": rate}}
     _, _, again = run(calibrate, Experiment.model_validate(changed))
     assert set(again.values()) == {"Cached"}  # the figure of the audit is what was trained with
