@@ -15,7 +15,7 @@ from calibration.metrics.errors import (
     width_error,
 )
 from calibration.metrics.inference import Estimate, Graded, intervals
-from calibration.metrics.noise import JudgeAudit, audit_judge, corrected
+from calibration.metrics.noise import JudgeAudit, audit_judge, bounds, corrected
 from calibration.metrics.outcomes import BoolArray, FloatArray, Outcomes, tally
 from calibration.metrics.ranking import augrc, aurc, auroc, average_precision, excess_aurc, rejection_ratio
 from calibration.metrics.scores import brier, brier_parts, log_loss, overconfidence, spread
@@ -73,6 +73,7 @@ def measure(model: str, system: System, split: str, *, seed: int | None = None) 
     judged, usable = int(scores.judged.sum()), int(scores.usable.sum())
     correct = rate(int(scores.correct[scores.judged].sum()), judged)
     graded = scores.where(scores.usable)
+    least, most = bounds(scores.correct)
     return Row(
         system=system.name,
         model=model,
@@ -83,6 +84,7 @@ def measure(model: str, system: System, split: str, *, seed: int | None = None) 
         n_unjudged=len(scores.ids) - judged,
         n_unreadable=judged - usable,
         accuracy=correct.value,
+        accuracy_whatever=None if scores.judged.all() else Interval(low=least, high=most),
         intervals={} if seed is None else _intervals(correct, graded, seed),
         **(_figures(graded) if usable else {}),
     )

@@ -127,12 +127,14 @@ def judge(options: argparse.Namespace) -> None:
     Store.from_environment().check_writable()
     by.check(answers.questions)
     model, before = model_behind(by), latest_request(Store.from_environment().root)
-    verdicts = _run(by, answers)
+    try:
+        verdicts = _run(by, answers)
+    finally:
+        for cost in model.costs(before) if model else []:
+            print(f"cost: {cost}")
     write_table(out, answers.with_verdicts(verdicts))
     marks = [math.nan if verdict.is_correct is None else float(verdict.is_correct) for verdict in verdicts]
     _print_counts(by, verdicts, marks)
-    for cost in model.costs(before) if model else []:
-        print(f"cost: {cost}")
     if truth is not None:
         _print_agreement(options.against, marks, truth)
     print(f"verdicts: {out}")

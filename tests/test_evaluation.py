@@ -149,6 +149,8 @@ def test_a_row_says_what_the_metrics_say_of_the_usable_answers(full):
     o = tally(confidence, correct)
     assert (row.n, row.n_unjudged, row.n_unreadable) == (257, 1, 2)
     assert row.accuracy == pytest.approx(np.mean([r.verdict.label == "correct" for r in judged]))
+    right = sum(r.verdict.label == "correct" for r in test)
+    assert (row.accuracy_whatever.low, row.accuracy_whatever.high) == (right / 260, (right + 1) / 260)
     assert row.mean_confidence == pytest.approx(np.mean(confidence))
     assert row.rms_hle == pytest.approx(hle_calibration_error(confidence, correct))
     assert row.rms == pytest.approx(float(calibration_error(o)))

@@ -188,6 +188,7 @@ def test_money_stops_it_and_more_money_goes_on_from_there(tmp_path, serve):
     done, _ = run_many(tmp_path, [[*command, "judge.max_usd=0.004"], [*command, "judge.max_usd=1"]], server)
     assert [code for code, _, _ in done] == [1, 0]
     assert "max_usd = 0.004" in done[0][2]
+    assert "cost: " in done[0][1]
     assert len(done[0][2].strip().splitlines()) <= 2
     assert server.count == 29
     assert set(server.cases.values()) == {1}
@@ -216,8 +217,9 @@ def test_ctrl_c_keeps_what_is_answered(tmp_path, serve):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.strip().splitlines()[-1].startswith("slm-calibration: stopped. Every verdict so far is kept")
-    assert out == ""
     asked = server.count
+    assert out.startswith(f"cost: {asked} requests, {600 * asked:,} tokens in")
+    assert len(out.splitlines()) == 1
     assert 25 <= asked < 199
     [(code, _, err)], _ = run_many(tmp_path, [command[3:]], server)
     assert code == 0, err
