@@ -242,7 +242,13 @@ def judge_row(system: System, truth: FloatArray, seed: int) -> JudgeRow:
 def corrected_row(
     system: System, audit: JudgeAudit, seed: int, *, is_drawn_from_answers: bool = False
 ) -> JudgeRow:
-    """The same, by an audit of other answers of the judge's unless it is said to be of these.
+    """The system's figures as the true labels would have them, by what an audit says of the judge.
+
+    Args:
+        system: Marked by the judge.
+        audit: Of other answers, or, if so said, of some of these.
+        seed: Seeds the intervals.
+        is_drawn_from_answers: The audited answers are some of the system's.
 
     Raises:
         DataError: The judge is no better than chance.
