@@ -23,8 +23,8 @@ from google.genai import types
 
 from calibration.judges import Gemini, Item
 from calibration.judges.cases import Case
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.replies import SCHEMA
-from calibration.prompts import SIMPLEQA_JUDGE
 from tests.judges.gemini_server import GeminiServer
 
 COUNT, CONCURRENCY, LATENCY, ROUNDS = 3000, 100, 0.2, 3

@@ -9,12 +9,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from calibration.auditing import AuditFile, error_rate
 from calibration.confidence import READOUTS, Readout
 from calibration.engines import EngineConfig
 from calibration.engines.hf import Hf
-from calibration.errors import ConfigurationError
+from calibration.errors import ConfigurationError, DataError
 from calibration.judges import JudgeConfig
 from calibration.methods import MethodConfig
+from calibration.metrics.noise import JudgeAudit
 from calibration.models import WeightsConfig
 from calibration.records import Elicitation
 from calibration.routing.goals import CostOptimal, Goal
@@ -29,6 +31,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 """A name that can stand in file names, tables and commands."""
 
 RESERVED = frozenset({"base", "constant"})
+
+
+AUDITED = "audited"
+"""A setting of a method that stands for what the audit of the judge says."""
 
 
 class Model(Schema):
@@ -63,6 +69,9 @@ class Experiment(Schema):
     """The model that is taught and compared; unset, the first."""
     judge: JudgeConfig
     """Who says what is right."""
+    judge_audit: AuditFile | None = None
+    """A person's audit of that judge, as `slm-calibration judge-audit read` writes it. The report then has
+    the figures without the judge's errors as well."""
     max_unjudged: float = Field(default=0.01, ge=0, le=1)
     """Largest share of a system's answers that may stay without a verdict. Above it the stage fails, with
     every verdict kept: an answer that nobody could judge is not wrong, and leaving many out misleads."""
@@ -79,6 +88,35 @@ class Experiment(Schema):
     def target_name(self) -> str:
         """The model that is taught and compared."""
         return self.target or next(iter(self.models))
+
+    def read_audit(self) -> JudgeAudit | None:
+        """What the audit says of the judge; None without one.
+
+        Raises:
+            DataError: It cannot be used, or is of another judge.
+        """
+        return self.judge_audit.read(self.judge.version) if self.judge_audit else None
+
+    def informed(self) -> Self:
+        """The experiment with the judge's error rate wherever a method's setting is "audited".
+
+        Raises:
+            DataError: The audit cannot be used.
+        """
+        audit = self.read_audit()
+        if audit is None or self.judge_audit is None:
+            return self
+        found = error_rate(audit)
+        if found >= 0.5 and any(map(audited_settings, self.methods.values())):
+            raise DataError(
+                f"the judge must be wrong in less than half of the answers to learn from its marks; "
+                f"{self.judge_audit.path} finds {found:.3f}. Take another judge"
+            )
+        methods = {
+            name: method.model_copy(update=dict.fromkeys(audited_settings(method), found))
+            for name, method in self.methods.items()
+        }
+        return self.model_copy(update={"methods": methods})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -97,6 +135,11 @@ class Experiment(Schema):
             )
         if self.methods and set(target.asked) != {"plain", "stated"}:
             raise ValueError(f"model {self.target_name!r} must be asked in both ways to be taught")
+        for name, method in self.methods.items():
+            if self.judge_audit is None and (settings := audited_settings(method)):
+                raise ValueError(
+                    f"methods.{name}.{settings[0]} = {AUDITED!r} must have a [judge_audit]; give its path"
+                )
         if not isinstance(self.data, World):
             for name, model in self.models.items():
                 if model.weights is not None and model.weights.kind == "pocket":
@@ -104,6 +147,11 @@ class Experiment(Schema):
                         f"model {name!r} is trained on a world's text; data.kind must be 'world'"
                     )
         return self
+
+
+def audited_settings(method: MethodConfig) -> list[str]:
+    """The settings of a method that wait for an audit."""
+    return [name for name in type(method).model_fields if getattr(method, name) == AUDITED]
 
 
 def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:

@@ -17,7 +17,7 @@ import numpy as np
 
 from calibration.confidence import READOUTS, Readout, read_confidence
 from calibration.errors import ConfigurationError, DataError
-from calibration.measures import cost_quality, curve, groups, guarantees, measure, routing
+from calibration.measures import corrected_row, cost_quality, curve, groups, guarantees, measure, routing
 from calibration.metrics.errors import BIN_SIZE
 from calibration.metrics.noise import JudgeAudit
 from calibration.records import Elicitation, Judged
@@ -134,6 +134,7 @@ def evaluate(
     seed: int,
     seed_readout: Readout = "geometric_mean",
     missing: Mapping[str, str],
+    audit: JudgeAudit | None = None,
 ) -> Evaluation:
     """Compute every number of a report from judged answers.
 
@@ -147,6 +148,8 @@ def evaluate(
         seed: Seeds every interval.
         seed_readout: The readout of the base that improvements are counted from.
         missing: Methods without numbers, with the reason.
+        audit: What a person's audit says of the judge; certificates allow for it, and
+            the figures are given without its errors too.
 
     Raises:
         ConfigurationError: The target was not measured in a way that `seed_readout` can read.
@@ -166,11 +169,15 @@ def evaluate(
         ),
     )
     answers = zip((study.base, *study.trained), (seed_rows, *(one.judged for one in trained)), strict=True)
-    return assess(study, prices=prices, router=router, measured=measured, seed=seed).model_copy(
+    mains = (study.base, *study.trained)
+    judges = {system.name: audit for system in mains} if audit else {}
+    evaluation = assess(study, prices=prices, router=router, measured=measured, seed=seed, judges=judges)
+    return evaluation.model_copy(
         update={
             "examples": tuple(example for pair in answers for example in _examples(*pair)),
             "missing": tuple(MissingSystem(system=name, reason=reason) for name, reason in missing.items()),
             "counts": dict(Counter(row.question.split for row in seed_rows)),
+            "judge": tuple(corrected_row(system, audit, seed) for system in mains if audit),
         }
     )
 

@@ -15,7 +15,7 @@ from calibration.metrics.errors import (
     width_error,
 )
 from calibration.metrics.inference import SHARE, Estimate, Graded, intervals
-from calibration.metrics.noise import JudgeAudit, audit_judge, corrected
+from calibration.metrics.noise import JudgeAudit, audit_judge, bounds, corrected
 from calibration.metrics.outcomes import BoolArray, FloatArray, Outcomes, tally
 from calibration.metrics.ranking import augrc, aurc, auroc, average_precision, excess_aurc, rejection_ratio
 from calibration.metrics.scores import brier, brier_parts, log_loss, overconfidence, spread
@@ -73,6 +73,7 @@ def measure(model: str, system: System, split: str, *, seed: int | None = None) 
     judged, usable = int(scores.judged.sum()), int(scores.usable.sum())
     correct = rate(int(scores.correct[scores.judged].sum()), judged)
     graded = scores.where(scores.usable)
+    least, most = bounds(scores.correct)
     return Row(
         system=system.name,
         model=model,
@@ -83,6 +84,7 @@ def measure(model: str, system: System, split: str, *, seed: int | None = None) 
         n_unjudged=len(scores.ids) - judged,
         n_unreadable=judged - usable,
         accuracy=correct.value,
+        accuracy_whatever=None if scores.judged.all() else Interval(low=least, high=most),
         intervals={} if seed is None else _intervals(correct, graded, seed),
         **(_figures(graded) if usable else {}),
     )
@@ -248,11 +250,33 @@ def judge_row(system: System, truth: FloatArray, seed: int) -> JudgeRow:
         DataError: Too few answers were audited, or the judge is no better than chance.
     """
     scores = system.on("test")
-    audit, usable = audited_judge(system, truth), scores.usable
+    readable = audit_judge(scores.correct[scores.usable], truth[scores.usable])
+    return _corrected_row(system, audited_judge(system, truth), readable, seed, is_drawn_from_answers=True)
+
+
+def corrected_row(system: System, audit: JudgeAudit, seed: int) -> JudgeRow:
+    """The system's figures as the true labels would have them, by an audit of other answers.
+
+    Args:
+        system: Marked by the judge.
+        audit: What is known of the judge.
+        seed: Seeds the intervals.
+
+    Raises:
+        DataError: The judge is no better than chance.
+    """
+    return _corrected_row(system, audit, audit, seed, is_drawn_from_answers=False)
+
+
+def _corrected_row(
+    system: System, audit: JudgeAudit, readable: JudgeAudit, seed: int, *, is_drawn_from_answers: bool
+) -> JudgeRow:
+    """Accuracy of all judged answers by `audit`, the rest of the readable ones by `readable`."""
+    scores = system.on("test")
     every = replace(scores, confidence=np.nan_to_num(scores.confidence)).where(scores.judged)
-    accuracy = corrected(every, audit, seed=seed, is_drawn_from_answers=True).accuracy
-    readable = audit_judge(scores.correct[usable], truth[usable])
-    found = corrected(scores.where(usable), readable, seed=seed, is_drawn_from_answers=True)
+    accuracy = corrected(every, audit, seed=seed, is_drawn_from_answers=is_drawn_from_answers).accuracy
+    graded = scores.where(scores.usable)
+    found = corrected(graded, readable, seed=seed, is_drawn_from_answers=is_drawn_from_answers)
     return JudgeRow(
         system=system.name,
         readout=system.readout,

@@ -14,4 +14,5 @@ def preflight(experiment: Experiment) -> list[Question]:
     for model in experiment.models.values():
         model.engine.check(questions, model.asked)
     experiment.judge.check(questions)
+    experiment.informed()
     return questions

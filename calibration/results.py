@@ -36,6 +36,8 @@ class Row(Schema):
     """Judged, but without a readable confidence."""
     accuracy: float | None = None
     """Over all judged questions, readable or not. None when none were judged."""
+    accuracy_whatever: Interval | None = None
+    """Accuracy if every unjudged question were wrong, and if every one were right. None when none is."""
     mean_confidence: float | None = None
     rms_hle: float | None = None
     """As published with HLE: the most confident bin is dropped. None where that function fails (n < 200)."""

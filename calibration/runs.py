@@ -14,6 +14,7 @@ from calibration.results import StageRecord
 from calibration.schema import Schema
 
 RUN, STAGES, SUMMARY, LATEST = "run.json", "stages.jsonl", "summary.txt", "latest"
+BASELINE = "baseline.json"
 
 
 class RunRecord(Schema):

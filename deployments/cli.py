@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | audit | settings`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | judge | judge-audit | ...`."""
 
 import argparse
 import os
@@ -18,6 +18,7 @@ from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from deployments.audit import add_audit
+from deployments.judge import add_judge, add_judge_audit
 
 BACKENDS = {"local": Local}
 
@@ -191,6 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=runs)
 
     add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
+
+    add_judge(commands.add_parser("judge", help="judge a table of answers"))
+    add_judge_audit(commands.add_parser("judge-audit", help="find out how often a judge errs"))
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)

@@ -135,6 +135,7 @@ async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfi
 
 async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: BackendConfig) -> None:
     """Try the methods side by side, evaluate what came of them, and publish it."""
+    experiment = experiment.informed()
     branches = [teach(name, method, experiment, baseline, on) for name, method in experiment.methods.items()]
     # One branch that fails neither stops nor spoils the others; the report says what is missing.
     outcomes = await asyncio.gather(*branches, return_exceptions=True)
@@ -152,6 +153,8 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         experiment.router,
         experiment.readout,
         experiment.seed,
+        experiment.judge.version,
+        experiment.judge_audit,
     )
     await publish(baseline, evaluation, await draw(evaluation))
     if failed:

@@ -3,6 +3,7 @@
 import asyncio
 
 from calibration.artifacts import Artifact, Store
+from calibration.auditing import AuditFile
 from calibration.confidence import Readout
 from calibration.routing.goals import Goal
 from calibration.routing.rules import Prices
@@ -22,6 +23,8 @@ async def evaluate(
     router: Goal,
     readout: Readout,
     seed: int,
+    judge: str,
+    judge_audit: AuditFile | None,
 ) -> Artifact:
     """Every number of the report."""
     return await asyncio.to_thread(
@@ -35,6 +38,7 @@ async def evaluate(
         readout,
         seed,
         Store.from_environment(),
+        judge_audit.read(judge) if judge_audit else None,
     )
 
 

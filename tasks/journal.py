@@ -32,6 +32,8 @@ class Journal:
     refresh: str | None = None
     """Stages whose name begins with this are run again although a result is stored."""
     stages: list[StageRecord] = field(default_factory=list)
+    asked_before: int | None = None
+    """The latest request to a judging model before this run's first."""
 
     def wants_refresh(self, stage: str) -> bool:
         """Whether a stored result of this stage is to be made again."""

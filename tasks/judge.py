@@ -3,6 +3,7 @@
 from calibration.artifacts import Artifact, Store
 from calibration.judges import JudgeConfig
 from calibration.stages import judging
+from tasks.costs import showing_costs
 from tasks.progress import reporting
 from tasks.stage import stage
 
@@ -12,7 +13,7 @@ async def judge(
     questions: Artifact, generations: Artifact, by: JudgeConfig, max_unjudged: float, label: str
 ) -> Artifact:
     """A verdict on every answer."""
-    async with reporting(f"judge {label}") as progress:
+    async with showing_costs(by), reporting(f"judge {label}") as progress:
         return await judging.judge_answers(
             questions,
             generations,

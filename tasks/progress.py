@@ -15,25 +15,31 @@ UI_SECONDS = 3.0
 @asynccontextmanager
 async def reporting(title: str) -> AsyncIterator[Progress]:
     """A callback that shows how far the work is, while the body runs."""
-    latest = {"fraction": 0.0}
+    latest = (0.0, title)
     journal = current_journal()
 
     def progress(fraction: float, note: str) -> None:
-        latest["fraction"] = fraction
+        nonlocal latest
+        latest = (fraction, f"{title}: {note}" if note else title)
         journal.progress(title, fraction, note)
 
     identifier = await acreate_progress_artifact(0.0, description=title)
 
+    async def show() -> None:
+        fraction, text = latest
+        await aupdate_progress_artifact(identifier, progress=100 * fraction, description=text)
+
     async def keep_up() -> None:
         while True:
             await asyncio.sleep(UI_SECONDS)
-            await aupdate_progress_artifact(identifier, progress=100 * latest["fraction"])
+            await show()
 
     updater = asyncio.create_task(keep_up())
     try:
         yield progress
-        await aupdate_progress_artifact(identifier, progress=100.0)
+        latest = (1.0, latest[1])
     finally:
         updater.cancel()
         with suppress(asyncio.CancelledError):
             await updater
+        await show()

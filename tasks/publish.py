@@ -40,6 +40,7 @@ async def show(run: str, markdown: str) -> None:
 
 def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifact) -> RenderedReport:
     store, record = Store.from_environment(), run.read()
+    judge = record.experiment.judge
     folder = store.folder(figures)
     info = RunInfo(
         run=record.run,
@@ -52,6 +53,7 @@ def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifac
         versions=versions(),
         settings=record.experiment.model_dump_json(),
         code=package_digest(),
+        judge_protocol={"version": judge.version, "protocol": judge.identity()},
     )
     pictures = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     return render(load_evaluation(evaluation, store), info, pictures)

@@ -11,11 +11,10 @@ from calibration.backends import BackendConfig
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.fingerprint import library_versions
-from calibration.runs import Run, RunRecord, new_run_id, runs_root
+from calibration.runs import BASELINE, Run, RunRecord, new_run_id, runs_root
 from calibration.stages.baseline import Baseline
 from tasks.journal import Journal, current_listener, keeping
 
-BASELINE = "baseline.json"
 REPORTED_LIBRARIES = (
     *("slm-calibration", "torch", "transformers", "trl", "peft", "datasets"),
     *("prefect", "numpy", "scipy", "pandas", "pydantic"),

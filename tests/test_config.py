@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from calibration.config import load_experiment
-from calibration.errors import ConfigurationError
+from calibration.errors import ConfigurationError, DataError
 from calibration.methods import Dpo, Implicit
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "deployments" / "experiments").glob("*.toml"))
@@ -107,3 +107,46 @@ def test_recorded_answers_cannot_be_taught(small):
     changes = ["models.pocket.weights=", 'models={m={engine={kind="recorded",path="x",probabilities="p"}}}']
     with pytest.raises(ConfigurationError, match="must have weights to be taught"):
         load_experiment(small, changes[1:])
+
+
+def audited(folder, marks, truths):
+    """An audit of `exact@1`, whose every answer a person has looked at."""
+    rows = [
+        f"q{n},What is {n}?,Ann,Ann,{label},exact@1,{truth}"
+        for n, (label, truth) in enumerate(zip(marks, truths, strict=True))
+    ]
+    path = folder / "audited.csv"
+    path.write_text("\n".join(["id,question,gold,answer,verdict,judge,truth", *rows]))
+    return path
+
+
+def test_an_audit_fills_in_the_setting_that_waits_for_it_and_no_other(small, tmp_path):
+    path = audited(tmp_path, ["correct"] * 8 + ["incorrect"] * 12, [1] * 7 + [0] + [0] * 10 + [1] * 2)
+    changes = [
+        f"judge_audit.path={path}",
+        "methods.dpo.label_smoothing=audited",
+        'methods.dpo.loss_type=["robust", "sft"]',
+        "methods.other.kind=dpo",
+    ]
+    experiment = load_experiment(small, changes)
+    informed = experiment.informed()
+    assert informed.methods["dpo"].label_smoothing == 3 / 20
+    assert experiment.methods["dpo"].label_smoothing == "audited"
+    assert informed.methods["other"] == experiment.methods["other"]
+    assert experiment.read_audit().sensitivity.value == 7 / 9
+
+
+def test_without_an_audit_nothing_can_wait_for_it(small):
+    changes = ["methods.dpo.label_smoothing=audited", 'methods.dpo.loss_type=["robust"]']
+    with pytest.raises(ConfigurationError, match=r"label_smoothing = 'audited' must have a \[judge_audit\]"):
+        load_experiment(small, changes)
+    assert load_experiment(small).informed() == load_experiment(small)
+
+
+def test_a_judge_that_mostly_errs_is_nothing_to_learn_from(small, tmp_path):
+    path = audited(tmp_path, ["correct"] * 12 + ["incorrect"] * 2, [1] * 4 + [0] * 8 + [0] * 2)
+    plain = load_experiment(small, [f"judge_audit.path={path}"])
+    assert plain.informed() == plain
+    waiting = ["methods.dpo.label_smoothing=audited", 'methods.dpo.loss_type=["robust"]']
+    with pytest.raises(DataError, match=r"wrong in less than half .* finds 0\.571"):
+        load_experiment(small, [f"judge_audit.path={path}", *waiting]).informed()

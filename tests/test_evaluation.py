@@ -11,10 +11,12 @@ from calibration.errors import ConfigurationError, DataError
 from calibration.evaluation import Trained, evaluate, read_system
 from calibration.maps import cross_fit, fit_platt
 from calibration.metrics.errors import calibration_error, calibration_floor, hle_calibration_error
+from calibration.metrics.noise import JudgeAudit
 from calibration.metrics.outcomes import tally
 from calibration.metrics.ranking import auroc
 from calibration.records import Generation, Judged, Question, Verdict
 from calibration.results import Evaluation
+from calibration.routing.certificate import JudgeError
 from calibration.routing.goals import CostOptimal
 from calibration.routing.rules import Prices, threshold_for_cost
 
@@ -148,6 +150,8 @@ def test_a_row_says_what_the_metrics_say_of_the_usable_answers(full):
     o = tally(confidence, correct)
     assert (row.n, row.n_unjudged, row.n_unreadable) == (257, 1, 2)
     assert row.accuracy == pytest.approx(np.mean([r.verdict.label == "correct" for r in judged]))
+    right = sum(r.verdict.label == "correct" for r in test)
+    assert (row.accuracy_whatever.low, row.accuracy_whatever.high) == (right / 260, (right + 1) / 260)
     assert row.mean_confidence == pytest.approx(np.mean(confidence))
     assert row.rms_hle == pytest.approx(hle_calibration_error(confidence, correct))
     assert row.rms == pytest.approx(float(calibration_error(o)))
@@ -229,6 +233,22 @@ def test_a_group_says_what_the_metrics_say_of_its_answers(full):
     assert (group.accuracy, group.mean_confidence) == pytest.approx(
         (float(o.accuracy), float(o.mean_confidence))
     )
+
+
+def test_with_an_audit_every_main_system_has_its_figures_without_the_judges_errors():
+    audit = JudgeAudit(right_marked_right=90, right=100, wrong_marked_wrong=95, wrong=100)
+    found = run(base(), [taught()], audit=audit)
+    assert [row.system for row in found.judge] == ["base", taught().name]
+    for row in found.judge:
+        assert (row.audited, row.sensitivity.value, row.specificity.value) == (200, 0.9, 0.95)
+        views = [c for c in found.curves if (c.system, c.readout, c.map) == (row.system, row.readout, "none")]
+        marked = sum(views[0].correct) / len(views[0].correct)
+        assert row.accuracy.value == pytest.approx((marked + 0.95 - 1) / (0.9 + 0.95 - 1), abs=0.01)
+    assert {row.is_about_truth for row in found.guarantees} == {True}
+    assert found.policies["base"].judge == JudgeError(sensitivity=0.9, specificity=0.95)
+    plain = run(base(), [taught()])
+    assert (plain.judge, plain.policies["base"].judge) == ((), None)
+    assert {row.is_about_truth for row in plain.guarantees} == {False}
 
 
 def test_examples_are_the_extremes_of_each_system(full):

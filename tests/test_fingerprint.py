@@ -1,9 +1,15 @@
 import importlib
 import sys
+from typing import get_args
 
 import pytest
 
 from calibration import fingerprint
+from calibration.engines import EngineConfig
+from calibration.judges import JudgeConfig
+from calibration.judges.language import LanguageJudge
+from calibration.methods import MethodConfig
+from calibration.models import WeightsConfig
 
 
 @pytest.fixture
@@ -92,3 +98,24 @@ def test_one_method_does_not_depend_on_the_other():
     assert "calibration.methods.dpo" not in fingerprint.closure(
         ["calibration.jobs.train", "calibration.methods.implicit"]
     )
+
+
+def modules_of(union):
+    return [plugin.__module__ for plugin in get_args(get_args(union)[0])]
+
+
+def test_another_way_of_judging_asks_and_teaches_no_model_again():
+    stages = [f"calibration.jobs.{name}" for name in ("obtain", "infer", "train")]
+    plugins = [*modules_of(EngineConfig), *modules_of(MethodConfig), *modules_of(WeightsConfig)]
+    reached = fingerprint.closure([*stages, "calibration.stages.data", *plugins])
+    assert "calibration.prompts" in reached
+    assert [name for name in reached if name.startswith("calibration.judges")] == []
+
+
+def test_another_way_of_asking_judges_no_answer_again_but_another_judging_prompt_does():
+    judges = [judge for judge in get_args(get_args(JudgeConfig)[0]) if issubclass(judge, LanguageJudge)]
+    assert len(judges) == 3
+    for judge in judges:
+        reached = fingerprint.closure(["calibration.stages.judging", judge.__module__])
+        assert "calibration.judges.prompts" in reached
+        assert "calibration.prompts" not in reached

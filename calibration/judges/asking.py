@@ -26,13 +26,13 @@ from pydantic import Field
 from calibration.errors import DataError, JudgeError
 from calibration.judges.cases import Case, JudgeProtocol, guard
 from calibration.judges.ledger import Ledger, Outcome, Ruling
-from calibration.judges.models import ModelFacts, family
+from calibration.judges.models import family
 from calibration.judges.money import Money
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
 from calibration.judges.provider import Provider, SendError, Usage
 from calibration.judges.replies import PARSER, read_verdict
 from calibration.judges.window import Window
-from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Verdict
 from calibration.schema import Schema
 
@@ -94,18 +94,17 @@ class Round:
         self,
         protocol: JudgeProtocol,
         limits: Limits,
-        facts: ModelFacts | None,
+        money: Money,
         provider: Provider,
         ledger: Ledger,
         progress: Callable[[float, str], None],
         vote: int = 0,
     ) -> None:
         """Prepare; nothing is sent yet."""
-        self.vote = vote
-        self.protocol, self.limits, self.provider, self.ledger = protocol, limits, provider, ledger
+        self.protocol, self.limits, self.vote, self.money = protocol, limits, vote, money
+        self.provider, self.ledger = provider, ledger
         self.parser = f"{PARSER} {provider.reader}"
         self.window = Window(limits.concurrency)
-        self.money = Money(facts, limits.max_usd, ledger.spent(protocol.provider, protocol.model))
         self.tally = Tally(0)
         self._progress, self._began, self._shown = progress, time.monotonic(), float("-inf")
         self._asking: dict[str, asyncio.Future[Ruling]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from calibration.errors import ConfigurationError
 from calibration.judges.cases import JudgeProtocol
@@ -21,6 +21,7 @@ from calibration.judges.provider import (
     SendError,
     Usage,
     seconds_until,
+    whole_json,
     without_key,
 )
 from calibration.judges.replies import SCHEMA
@@ -214,8 +215,8 @@ class CompatibleWire:
     def read(self, body: str) -> Reply:
         """What a body says; `lost` when it is no reply."""
         try:
-            wire = _Body.model_validate_json(body)
-        except ValidationError:
+            wire = _Body.model_validate_json(whole_json(body))
+        except ValueError:  # pydantic's own error is one
             raise SendError("lost", "a reply that is no JSON of the kind") from None
         if not wire.choices or wire.choices[0].finish_reason == "error":
             raise SendError("lost", "a reply without choices")

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from pydantic.alias_generators import to_camel
 
 from calibration.errors import ConfigurationError
@@ -18,6 +18,7 @@ from calibration.judges.provider import (
     SendError,
     Usage,
     seconds_until,
+    whole_json,
     without_key,
 )
 from calibration.judges.replies import SCHEMA
@@ -28,6 +29,12 @@ _BLOCKED = frozenset(
     ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "IMAGE_SAFETY")
 )
 _CUT = frozenset(("MAX_TOKENS", "CONTINUATION"))
+
+
+BATCH = "gemini-batch"
+"""Whose requests those of the Batch API are in the ledger."""
+BATCH_SHARE = 0.5
+"""What they cost, as a share of the price."""
 
 
 class Gemini(LanguageJudge):
@@ -46,6 +53,11 @@ class Gemini(LanguageJudge):
         """As of every language-model judge, and that there is a key."""
         super().check(questions)
         _key()
+
+    @property
+    def purse(self) -> Mapping[str, float]:
+        """Single requests and those of batches: one account pays for both."""
+        return {self.provider: 1.0, BATCH: BATCH_SHARE}
 
     def connect(self) -> Connection:
         """A connection that opens when something is sent."""
@@ -135,8 +147,8 @@ class GeminiWire:
     def read(self, body: str) -> Reply:
         """What a body says; `lost` when it is no reply."""
         try:
-            wire = _Body.model_validate_json(body)
-        except ValidationError:
+            wire = _Body.model_validate_json(whole_json(body))
+        except ValueError:  # pydantic's own error is one
             raise SendError("lost", "a reply that is no JSON of the kind") from None
         if wire.prompt_feedback and wire.prompt_feedback.block_reason:
             text, finish, is_blocked = "", wire.prompt_feedback.block_reason, True

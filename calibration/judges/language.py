@@ -1,7 +1,7 @@
 """What every language-model judge has in common, whichever service answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar
 
@@ -11,12 +11,13 @@ from calibration.artifacts import Store
 from calibration.errors import ConfigurationError
 from calibration.judges.asking import Limits, Round
 from calibration.judges.cases import JudgeProtocol
-from calibration.judges.ledger import opened
+from calibration.judges.ledger import Ledger, Spent, opened, read_spent
 from calibration.judges.models import KNOWN, ModelFacts, family
+from calibration.judges.money import Cost, Money, dollars
+from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
-from calibration.judges.provider import Connection
+from calibration.judges.provider import Connection, Usage
 from calibration.judges.replies import SCHEMA_SHA256
-from calibration.prompts import SIMPLEQA_JUDGE
 from calibration.records import Question, Verdict
 
 
@@ -91,6 +92,42 @@ class LanguageJudge(Limits, ABC):
                 f'[judge.facts."{self.model}"], or leave max_usd out'
             )
 
+    @property
+    def purse(self) -> Mapping[str, float]:
+        """Whose requests for the model in the ledger cost money, and which share of its price they cost."""
+        return {self.protocol.provider: 1.0}
+
+    def money(self, ledger: Ledger) -> Money:
+        """What the model may still cost, after all that it has cost in every run and in every way."""
+        spent = (
+            share * dollars(self.known, ledger.spent(provider, self.model))
+            for provider, share in self.purse.items()
+        )
+        return Money(self.priced, self.max_usd, sum(spent))
+
+    def costs(self, after: int = 0) -> list[Cost]:
+        """What asking the model has cost, in each way that it was asked, by the store's ledger.
+
+        Args:
+            after: Count only requests with a higher number.
+        """
+        found = read_spent(Store.from_environment().root, after)
+        costs = [
+            Cost(
+                provider=provider,
+                model=self.model,
+                spent=found.get((provider, self.model), Spent(Usage())),
+                facts=self.known.at(share) if self.known else None,
+            )
+            for provider, share in self.purse.items()
+        ]
+        return [cost for cost in costs if cost.spent.requests] or costs[:1]
+
+    @property
+    def priced(self) -> ModelFacts | None:
+        """The facts with the prices of the requests that this judge sends."""
+        return self.known
+
     @abstractmethod
     def connect(self) -> Connection:
         """A connection to the service, which opens when something is sent."""
@@ -112,7 +149,7 @@ class LanguageJudge(Limits, ABC):
         """
         self.check(())
         async with opened(Store.from_environment().root) as ledger, self.connect() as provider:
-            judging = Round(self.protocol, self, self.known, provider, ledger, progress, vote)
+            judging = Round(self.protocol, self, self.money(ledger), provider, ledger, progress, vote)
             return await judging.judge(items)
 
     @staticmethod

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,6 +112,8 @@ class Spent:
     """Requests whose use it did not tell."""
     at_most: Usage = field(default_factory=Usage)
     """What these can have used at most."""
+    requests: int = 0
+    """All of them."""
 
 
 @dataclass(frozen=True)
@@ -275,17 +277,7 @@ class Ledger:
     def spent(self, provider: str, model: str) -> Spent:
         """What all requests to this model used, over every run."""
         with self._explained():
-            rows = self._db.execute(
-                "SELECT prompt IS NULL, COUNT(*), SUM(prompt), SUM(cached), SUM(output), SUM(thoughts), "
-                "SUM(most_prompt), SUM(most_output) FROM attempt WHERE provider = ? AND model = ? "
-                "GROUP BY prompt IS NULL",
-                (provider, model),
-            ).fetchall()
-        told = next((Usage(*row[2:6]) for row in rows if not row[0]), Usage())
-        untold = next((row for row in rows if row[0]), None)
-        if untold is None:
-            return Spent(told)
-        return Spent(told, untold[1], Usage(prompt=untold[6], output=untold[7]))
+            return _spent(self._db, after=0).get((provider, model), Spent(Usage()))
 
     def outcomes(self) -> dict[tuple[str, str, str], int]:
         """How many requests ended in which way, by provider, model and outcome."""
@@ -311,6 +303,51 @@ class Ledger:
                 f"the ledger {self.path} must be a whole file on a disk with room; {error}. What was written "
                 "stays in it: make room, or if it is damaged move it away and begin another"
             ) from error
+
+
+_SPENT = """
+SELECT provider, model, COUNT(*), COUNT(*) - COUNT(prompt),
+    TOTAL(prompt), TOTAL(cached), TOTAL(output), TOTAL(thoughts),
+    TOTAL(most_prompt) FILTER (WHERE prompt IS NULL), TOTAL(most_output) FILTER (WHERE prompt IS NULL)
+FROM attempt WHERE id > ? GROUP BY provider, model
+"""
+
+
+def _spent(db: sqlite3.Connection, after: int) -> dict[tuple[str, str], Spent]:
+    found = {}
+    for provider, model, requests, unknown, *tokens in db.execute(_SPENT, (after,)):
+        used, most = Usage(*map(int, tokens[:4])), Usage(prompt=int(tokens[4]), output=int(tokens[5]))
+        found[provider, model] = Spent(used, unknown, most, requests)
+    return found
+
+
+def read_spent(folder: Path, after: int = 0) -> dict[tuple[str, str], Spent]:
+    """What the requests in a folder's ledger used, by provider and model, while others may write to it.
+
+    Args:
+        folder: Where the ledger is, if there is one.
+        after: Only requests with a higher number; see `latest_request`.
+    """
+    with _reading(folder) as db:
+        return _spent(db, after) if db else {}
+
+
+def latest_request(folder: Path) -> int:
+    """The number of the latest request in a folder's ledger; 0 when there is none."""
+    with _reading(folder) as db:
+        (number,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM attempt").fetchone() if db else (0,)
+    return int(number)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
+    path = folder / FILE
+    try:
+        with closing(sqlite3.connect(path)) if path.exists() else nullcontext() as db:
+            begun = db and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempt'").fetchone()
+            yield db if begun else None
+    except sqlite3.Error as error:
+        raise JudgeError(f"the ledger {path} must be a whole file; {error}") from error
 
 
 _turns: dict[Path, threading.Lock] = defaultdict(threading.Lock)

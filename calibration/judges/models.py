@@ -47,6 +47,12 @@ class ModelFacts(Schema):
             + (usage.output + usage.thoughts) * self.output_usd
         ) / 1e6
 
+    def at(self, share: float) -> "ModelFacts":
+        """The same model at a share of its price."""
+        names = ("input_usd", "cached_input_usd", "output_usd")
+        known = {name: price for name in names if (price := getattr(self, name)) is not None}
+        return self.model_copy(update={name: share * price for name, price in known.items()})
+
 
 _LISTED = {"as_of": date(2026, 11, 23), "source": "ai.google.dev/gemini-api/docs, deprecations and pricing"}
 _SHUT = {**_LISTED, "retired_on": date(2026, 6, 1), "replacement": "gemini-3.5-flash-lite"}

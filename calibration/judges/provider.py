@@ -1,5 +1,6 @@
 """What a language-model service must do to judge: send one prompt, and read one reply."""
 
+import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +35,8 @@ class SendError(Exception):
             retry_after: Seconds after which the service wants to be asked again, if it said so.
         """
         super().__init__(detail)
-        self.trouble, self.detail, self.status, self.retry_after = trouble, detail, status, retry_after
+        self.trouble, self.detail, self.status = trouble, whole_text(detail), status
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,27 @@ def without_key(text: str, key: str) -> str:
     ('bad key [key]', 'an x')
     """
     return text.replace(key, "[key]") if len(key) >= SECRET else text
+
+
+def whole_text(text: str) -> str:
+    """The text with a question mark for each half of a character, which can be kept nowhere.
+
+    >>> whole_text("caf" + chr(0xD800)), whole_text("cafe")
+    ('caf?', 'cafe')
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
+def whole_json(body: str) -> bytes:
+    """The same JSON in UTF-8, made readable for those who take no half of a character.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "replace")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def seconds_until(text: str | None) -> float | None:

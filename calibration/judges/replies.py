@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+from calibration.judges.provider import whole_text
 from calibration.records import Label
 
 PARSER = "reply@1"
@@ -54,7 +55,7 @@ def read_verdict(text: str) -> tuple[Label, str | None]:
     if label is None:
         raise ValueError(f"no verdict in it: {str(said)[:40]!r}")
     extracted = reply.get("extracted")
-    return label, extracted if isinstance(extracted, str) else None
+    return label, whole_text(extracted) if isinstance(extracted, str) else None
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ most likely number takes few values, while the distribution over the digits carr
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,8 +67,9 @@ class Dpo(Schema):
     negative log-likelihood of the chosen reply."""
     loss_weights: tuple[float, ...] | None = None
     """Weight of each loss; None: 1 each."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """For `robust`: the probability that a preference is the wrong way round, as when the judge erred."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["audited"] = 0.0
+    """For `robust`: the probability that a preference is the wrong way round, as when the judge erred.
+    "audited" is the share of wrong marks that the experiment's `judge_audit` has found."""
     optimisation: Optimisation = Optimisation()
     lora: Lora = Lora()
 
@@ -200,7 +201,7 @@ class Dpo(Schema):
             beta=self.beta,
             loss_type=list(self.loss_type),
             loss_weights=None if self.loss_weights is None else list(self.loss_weights),
-            label_smoothing=self.label_smoothing,
+            label_smoothing=float(self.label_smoothing),
             max_length=None,
         )
 

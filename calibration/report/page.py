@@ -54,6 +54,8 @@ class RunInfo(Schema):
     """The whole experiment, as JSON text."""
     code: str
     """Digest of the code that ran."""
+    judge_protocol: JsonValue = None
+    """All that decides a verdict: the judge's version and, of a model, prompt, reply schema and settings."""
 
     @field_validator("settings", "backend")
     @classmethod
@@ -179,7 +181,7 @@ def numbers(evaluation: Evaluation, info: RunInfo) -> dict[str, JsonValue]:
     where = info.model_dump(mode="json")
     first = {key: where[key] for key in ("run", "experiment", "seed")}
     main = {key: values.pop(key) for key in ("rows", "verdicts", "routing")}
-    last = {key: where[key] for key in ("stages", "versions", "started", "seconds", "code")}
+    last = {key: where[key] for key in ("stages", "versions", "started", "seconds", "code", "judge_protocol")}
     texts = {key: json.loads(where[key]) for key in ("settings", "backend")}
     return first | main | last | values | texts
 

@@ -3,6 +3,7 @@
 from calibration.artifacts import Artifact, Store
 from calibration.confidence import READOUTS, Readout
 from calibration.evaluation import Trained, evaluate
+from calibration.metrics.noise import JudgeAudit
 from calibration.prompts import PROMPTS
 from calibration.records import Verdict
 from calibration.results import Evaluation
@@ -36,6 +37,7 @@ def evaluate_systems(
     readout: Readout,
     seed: int,
     store: Store,
+    audit: JudgeAudit | None = None,
 ) -> Artifact:
     """Compute every number of the report."""
     questions = baseline.questions
@@ -49,6 +51,7 @@ def evaluate_systems(
         seed=seed,
         seed_readout=readout,
         missing=missing,
+        audit=audit,
     )
     before = baseline.of(target)
     asked = next(a for a in before.answered if readout in READOUTS[a.elicitation])

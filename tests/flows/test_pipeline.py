@@ -1,13 +1,16 @@
 """The whole pipeline on the smallest world and model: real pretraining, real decoding, real training."""
 
+import argparse
 import asyncio
 import json
 
+import pandas as pd
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.config import Experiment
 from calibration.runs import Run, runs_root
+from deployments.judge import table as write_verdicts
 from flows.pipeline import baseline, calibrate, compare
 
 QUICK = {"epochs": 1, "learning_rate": 1e-3}
@@ -105,6 +108,7 @@ def test_a_run_goes_from_the_world_to_the_verdict(whole):
     }
     assert {stage["name"] for stage in report["stages"]} == set(stages)
     assert report["versions"]["torch"].startswith("2.")
+    assert report["judge_protocol"] == {"version": "exact@1", "protocol": {"kind": "exact"}}
     for name in ("report.html", "report.md", "summary.txt", "baseline.json"):
         assert (book.folder / name).stat().st_size > 0
 
@@ -156,6 +160,30 @@ def test_methods_are_compared_on_what_another_run_has_measured(whole):
     assert not any(name.startswith(("prepare", "obtain")) for name in stages)
     one, other = (json.loads((b.folder / "report.json").read_text()) for b in (book, compared))
     assert one["rows"] == other["rows"]
+
+
+def test_an_audit_of_the_judge_corrects_the_report_and_smooths_the_labels_of_dpo(whole, folders):
+    book, _ = whole
+    write_verdicts(argparse.Namespace(run=book.folder.name, out=str(folders / "marks.csv")))
+    rows = pd.read_csv(folders / "marks.csv", dtype=str, keep_default_na=False)
+    wrong = rows.index % 10 == 0  # in the eyes of a person
+    rows["truth"] = ((rows["verdict"] == "correct") != wrong).astype(int)
+    rows.to_csv(folders / "audited.csv", index=False)
+    settings = {"label_smoothing": "audited", "loss_type": ["robust", "sft"]}
+    dpo = EXPERIMENT["methods"]["dpo"]
+    changed = EXPERIMENT | {
+        "judge_audit": {"path": folders / "audited.csv"},
+        "methods": EXPERIMENT["methods"] | {"dpo": {**dpo, **settings}},
+    }
+    state, audited, stages = run(calibrate, Experiment.model_validate(changed))
+    assert state.is_completed(), state.message
+    assert (stages["train dpo"], stages["train implicit"]) == ("Completed", "Cached")
+    report = json.loads((audited.folder / "report.json").read_text())
+    assert {row["system"] for row in report["judge"]} == {"base", "dpo", "implicit"}
+    rate = float(wrong.mean())
+    changed["methods"] = EXPERIMENT["methods"] | {"dpo": {**dpo, **settings, "label_smoothing": rate}}
+    _, _, again = run(calibrate, Experiment.model_validate(changed))
+    assert set(again.values()) == {"Cached"}  # the figure of the audit is what was trained with
 
 
 def test_a_run_is_continued_under_its_own_name(whole):

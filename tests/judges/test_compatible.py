@@ -248,6 +248,15 @@ def usage(**counts):
     return CompatibleWire("http://localhost/v1", "", {}, "max_tokens", (), MODEL).read(json.dumps(body)).usage
 
 
+@pytest.mark.parametrize("half", ["\ud800", r"\ud800"], ids=["in the whole reply", "in what was read"])
+def test_half_a_character_in_a_reply_costs_no_verdict_and_is_paid_once(serve, half):
+    server = serve(lambda seen: Said(text=f'{{"extracted": "gold{half}", "verdict": "CORRECT"}}'))
+    verdicts = judge(server, [item()])
+    assert [(verdict.label, verdict.extracted) for verdict in verdicts] == [("correct", "gold?")]
+    assert judge(server, [item()]) == verdicts
+    assert server.count == 1
+
+
 def test_thoughts_are_paid_once_whether_counted_in_the_completion_or_beside_it():
     thoughts = {"completion_tokens_details": {"reasoning_tokens": 30}, "prompt_tokens": 100}
     cached = {"prompt_tokens_details": {"cached_tokens": 64}}

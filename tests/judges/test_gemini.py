@@ -260,6 +260,29 @@ def test_a_label_is_read_letter_by_letter_or_not_at_all(serve, judge, text, labe
     assert label or verdict.reason.startswith("unreadable")
 
 
+HALF = {
+    "in what was read": r'{"extracted": "gold\ud800", "verdict": "CORRECT"}',
+    "in the whole reply": '{"extracted": "gold\ud800", "verdict": "CORRECT"}',
+}
+"""Half a character, escaped once, or by the service as well: it can be read, and written nowhere."""
+
+
+@pytest.mark.parametrize("where", HALF)
+def test_half_a_character_in_a_reply_costs_no_verdict_and_is_paid_once(serve, judge, items, where):
+    server = serve(always(Say(text=HALF[where])))
+    verdicts = judge(items(30))
+    assert (set(labels(verdicts)), {verdict.extracted for verdict in verdicts}) == ({"correct"}, {"gold?"})
+    assert judge(items(30)) == verdicts
+    assert server.count == 30
+
+
+def test_half_a_character_in_an_error_is_told_and_asked_again(serve, judge, ledger):
+    server = serve(first(error(503, "UNAVAILABLE", "\udfff busy")))
+    assert labels(judge([item()])) == ["correct"]
+    assert server.count == 2
+    assert ledger().outcomes() == {("gemini", MODEL, "failed"): 1, ("gemini", MODEL, "judged"): 1}
+
+
 def test_another_model_in_its_place_stops_the_run_and_labels_nothing(serve, judge, items):
     def plan(seen):
         return Say(version=MODEL if seen.number <= 20 else "gemini-3.5-flash")

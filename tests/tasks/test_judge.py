@@ -1,18 +1,25 @@
 """The judge as a stage: cached, told from outside how far it is, and honest when it fails."""
 
 import asyncio
+import json
+import logging
+import traceback
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Store
 from calibration.errors import JudgeError
-from calibration.judges import Gemini
+from calibration.judges import Exact, Gemini
 from calibration.records import Generation, Question, Verdict
 from tasks.journal import Journal, keeping
-from tasks.judge import judge
+from tasks.judge import judge as judge_stage
 from tests.judges.gemini_server import GeminiServer, Say, error
+
+PLANTED = "AIza-planted-5f0c-in-a-flow"
 
 
 class Listener:
@@ -33,14 +40,14 @@ class Listener:
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("GEMINI_API_KEY", "k")
     with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "store" / "cache"}):
         yield
 
 
-def run(server, monkeypatch, **settings):
+def run(server, monkeypatch, judge=None, max_unjudged=0.01, key="k", **settings):
     """Judge thirty answers in a flow; return the verdicts, the states of the stage and what was heard."""
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
+    monkeypatch.setenv("GEMINI_API_KEY", key)
     store = Store.from_environment()
     questions = [Question(id=f"q{n}", text=f"What is {n}?", answers=("x",)) for n in range(30)]
     generations = [
@@ -65,7 +72,7 @@ def run(server, monkeypatch, **settings):
 
     @flow
     async def around():
-        return await judge(*inputs, Gemini(**settings), 0.01, "small")
+        return await judge_stage(*inputs, judge or Gemini(**settings), max_unjudged, "small")
 
     listener = Listener()
     with keeping(Journal(listener=listener)) as journal:
@@ -83,6 +90,79 @@ def test_a_second_run_is_cached_also_with_other_limits(monkeypatch):
         assert server.count == 30
         assert notes[-1][:2] == ("judge small", 1.0)
         assert notes[-1][2].startswith("30 of 30")
+
+
+def artifacts(kind):
+    """All artifacts of a kind that the server has, the oldest first."""
+
+    async def read():
+        async with get_client() as client:
+            chosen = ArtifactFilter(type=ArtifactFilterType(any_=[kind]))
+            return await client.read_artifacts(artifact_filter=chosen)
+
+    return sorted(asyncio.run(read()), key=lambda artifact: (artifact.created, artifact.updated))
+
+
+def test_the_ui_shows_how_far_judging_is_and_what_it_has_cost(monkeypatch):
+    blocked = Say(block="SAFETY", latency=0.0)
+    with GeminiServer(lambda seen: blocked if seen.case["question"] == "What is 7?" else None) as server:
+        with pytest.raises(JudgeError):
+            run(server, monkeypatch)
+        note = artifacts("progress")[-1].description
+        for said in ("judge small: 30 of 30", "0 kept", "/s", "window ", "1 unjudged", "$0.0", " of about $"):
+            assert said in note
+        [here, total] = json.loads(artifacts("table")[-1].data)
+        asked = {"service": "gemini", "requests": 31, "tokens in": 31 * 600, "requests of unknown cost": 0}
+        assert asked.items() <= here.items()
+        assert here["dollars"] == pytest.approx((31 * 600 * 0.30 + 31 * 20 * 2.50) / 1e6)
+        assert {**here, "in": "all runs"} == total
+        run(server, monkeypatch, retry_unjudged=True, max_unjudged=1.0)
+        [here, total] = json.loads(artifacts("table")[-1].data)
+        assert (here["in"], here["requests"], total["requests"]) == ("this run", 2, 33)
+        assert artifacts("table")[-1].key == "judging-costs"
+
+
+def test_a_judge_that_asks_no_model_shows_no_costs(monkeypatch):
+    before = len(artifacts("table"))
+    with GeminiServer() as server:
+        run(server, monkeypatch, judge=Exact())
+    assert len(artifacts("table")) == before
+
+
+def test_a_planted_key_is_in_no_file_log_artifact_or_state(monkeypatch, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    echo = f"the key {PLANTED} is bad"
+
+    def plan(seen):
+        if seen.number < 4:
+            return error(503, "UNAVAILABLE", echo)
+        if seen.number == 20:
+            return error(403, "PERMISSION_DENIED", echo)
+        return Say(text=json.dumps({"extracted": echo, "verdict": "CORRECT"}))
+
+    with GeminiServer(plan) as server:
+        with pytest.raises(JudgeError, match=r"the key \[key\] is bad") as caught:
+            run(server, monkeypatch, key=PLANTED, concurrency=2, retry_seconds=0.01)
+        run(server, monkeypatch, key=PLANTED)
+    assert {seen.key for seen in server.seen} == {PLANTED}
+    assert PLANTED not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+    async def server_side():
+        async with get_client() as client:
+            return [
+                await client.read_logs(),
+                await client.read_artifacts(),
+                await client.read_flow_runs(),
+                await client.read_task_runs(),
+            ]
+
+    told = repr(asyncio.run(server_side()))
+    assert "judging-costs" in told
+    assert PLANTED not in told
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"judge.sqlite", "rows.parquet"} <= {path.name for path in files}
+    assert any(b"[key] is bad" in content for content in files.values())
+    assert [path for path, content in files.items() if PLANTED.encode() in content] == []
 
 
 def test_an_outage_fails_the_stage_as_it_is_and_the_next_run_asks_the_rest(monkeypatch):

@@ -1,0 +1,47 @@
+"""What judging costs, in the Prefect UI."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from prefect.artifacts import acreate_table_artifact
+
+from calibration.artifacts import Store
+from calibration.judges import Judge
+from calibration.judges.cascade import model_behind
+from calibration.judges.ledger import latest_request
+from calibration.judges.money import Cost
+from tasks.journal import current_journal
+
+KEY = "judging-costs"
+
+
+@asynccontextmanager
+async def showing_costs(judge: Judge) -> AsyncIterator[None]:
+    """However the body ends, show what asking the judge's model has cost, in this run and in all."""
+    model, journal = model_behind(judge), current_journal()
+    if journal.asked_before is None:
+        journal.asked_before = latest_request(Store.from_environment().root)
+    try:
+        yield
+    finally:
+        if model:
+            shown = [_row("this run", cost) for cost in model.costs(journal.asked_before)]
+            shown += [_row("all runs", cost) for cost in model.costs()]
+            await acreate_table_artifact(shown, key=KEY, description=f"Costs of judging by {judge.version}")
+
+
+def _row(scope: str, cost: Cost) -> dict[str, object]:
+    used = cost.spent.used
+    return {
+        "in": scope,
+        "service": cost.provider,
+        "model": cost.model,
+        "requests": cost.spent.requests,
+        "tokens in": used.prompt,
+        "of them cached": used.cached,
+        "tokens out": used.output,
+        "thoughts": used.thoughts,
+        "requests of unknown cost": cost.spent.unknown,
+        "dollars": "price unknown" if cost.usd is None else round(cost.usd, 6),
+        "prices of": str(cost.facts.as_of) if cost.facts else "",
+    }
