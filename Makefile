@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo test test-slow test-vllm check format install clean
 
 install: $(READY)
 
@@ -27,6 +27,27 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# vLLM excludes versions that the rest of the project has, so it lives in an environment of its own, without a
+# GPU. One thread, tied to no core: the tests share their machine.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+
+$(VLLM_READY): pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(VLLM_READY)
+
+# Importing vLLM first: where it is missing, its tests would be skipped instead of failing.
+test-vllm: export OMP_NUM_THREADS = 1
+test-vllm: export VLLM_CPU_OMP_THREADS_BIND = nobind
+test-vllm: export VLLM_CPU_CI_ENV = 1
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -c "import vllm"
+	$(VLLM)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,4 +59,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .calibration .prefect runs
+	rm -rf $(VENV) $(VLLM) .calibration .prefect runs

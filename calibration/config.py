@@ -118,7 +118,7 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} must be TOML; {error}") from error
     for change in changes:
-        _apply(settings, change)
+        apply_change(settings, change)
     try:
         return TypeAdapter(Experiment).validate_python(settings)
     except ValidationError as error:
@@ -136,7 +136,12 @@ def explain(error: ValidationError, settings: object) -> str:
     return f"{where}: {message}{got}"
 
 
-def _apply(settings: dict[str, Any], change: str) -> None:
+def apply_change(settings: dict[str, Any], change: str) -> None:
+    """Put a change such as "methods.dpo.beta=0.3" into settings; a value is TOML, and text where it is none.
+
+    Raises:
+        ConfigurationError: It does not look like a change, or its place is no table.
+    """
     path, sign, text = change.partition("=")
     if not sign or not path:
         raise ConfigurationError(f"a change must look like methods.dpo.beta=0.3; got {change!r}")

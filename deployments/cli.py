@@ -1,24 +1,29 @@
-"""The command line: `slm-calibration run | resume | report | runs | settings`."""
+"""The command line: `slm-calibration run | resume | report | runs | settings | doctor | calls`."""
 
 import argparse
+import asyncio
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
-from calibration.backends.local import Local
-from calibration.config import Experiment, load_experiment
+from calibration.backends import BackendConfig
+from calibration.config import Experiment, apply_change, explain, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
+from deployments.calls import cancelled, listed
+from deployments.doctor import findings
 
-BACKENDS = {"local": Local}
+BACKENDS = ("local", "modal")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,10 +86,29 @@ def settings(options: argparse.Namespace) -> None:
     print(experiment_reference(), end="")
 
 
+def doctor(options: argparse.Namespace) -> None:
+    """Say what would keep an experiment from running, a line each."""
+    experiment = load_experiment(_experiment_path(options.experiment)) if options.experiment else None
+    found = asyncio.run(findings(_backend(options), Store.from_environment(), experiment))
+    for finding in found:
+        print(f"{'ok' if finding.is_well else 'FAIL':5} {finding.what:10} {finding.words}")
+    if not all(finding.is_well for finding in found):
+        raise SystemExit(1)
+
+
+def calls(options: argparse.Namespace) -> None:
+    """List or cancel the calls that are open on Modal."""
+    store = Store.from_environment()
+    work = listed(store) if options.action == "list" else cancelled(store, options.keys)
+    print("\n".join(asyncio.run(work)))
+
+
 def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
+    on = _backend(options)
     preflight(experiment)
     Store.from_environment().check_writable()
+    asyncio.run(on.check(Store.from_environment()))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 
@@ -94,7 +118,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
         options.flow,
         {
             "experiment": experiment,
-            "on": BACKENDS[options.backend](),
+            "on": on,
             "run": name,
             "refresh": options.refresh,
             **extra,
@@ -126,6 +150,18 @@ def _print_plan(experiment: Experiment) -> None:
     for name, method in experiment.methods.items():
         print(f"  data, train, infer, judge {name} ({method.kind}) on {experiment.target_name}")
     print("  evaluate, draw, publish")
+
+
+def _backend(options: argparse.Namespace) -> BackendConfig:
+    """The backend that was asked for, with its settings."""
+    settings: dict[str, Any] = {"kind": options.backend}
+    for change in options.on:
+        apply_change(settings, change)
+    try:
+        backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigurationError(f"--on: {explain(error, settings)}") from error
+    return backend
 
 
 def _experiment_path(name: str) -> Path:
@@ -191,11 +227,30 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)
+
+    command = commands.add_parser("doctor", help="check that an experiment could run on a backend")
+    command.set_defaults(command=doctor)
+    command.add_argument("experiment", nargs="?", help="check its models, too")
+    _add_backend(command)
+
+    command = commands.add_parser("calls", help="what is going on on Modal, and what was spent")
+    command.set_defaults(command=calls)
+    command.add_argument("action", choices=["list", "cancel"])
+    command.add_argument(
+        "keys", nargs="*", metavar="KEY", help="cancel: only these; how they begin is enough"
+    )
     return parser
 
 
 def _add_execution(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--backend", choices=sorted(BACKENDS), default="local", help="where heavy work runs")
+    _add_backend(command)
     command.add_argument(
         "--refresh", metavar="STAGE", help='repeat stages whose name begins so, such as "train dpo"'
+    )
+
+
+def _add_backend(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--backend", choices=BACKENDS, default="local", help="where heavy work runs")
+    command.add_argument(
+        "--on", metavar="SETTING=VALUE", action="append", default=[], help="of the backend: max_usd=50"
     )

@@ -1,0 +1,109 @@
+"""What is deployed on Modal: one function for each kind of job, and a doctor.
+
+`modal deploy -m deployments.modal_app` builds the images and puts the code of `calibration` there. A
+function does what the local worker does, on a store that lies on a volume. Importing this module loads
+neither Prefect nor anything of the images' heavy packages.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from calibration.artifacts import Store
+from calibration.backends.container import attempt, examine
+from calibration.backends.modal import (
+    ARTIFACTS,
+    CACHE,
+    CODE,
+    DOCTOR_MINUTES,
+    SECRET,
+    TOKEN,
+    Modal,
+    deployed_code,
+)
+from calibration.backends.wire import APP
+
+PYTHON, UV = "3.12.15", "0.13.9"
+LOCKS = Path(__file__).parent / "images"
+SETTINGS = {
+    "SLM_CALIBRATION_STORE": "/artifacts",
+    "HF_HOME": "/cache/hf",
+    "VLLM_CACHE_ROOT": "/cache/vllm",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_XET_HIGH_PERFORMANCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
+
+def _image(lock: str) -> modal.Image:
+    """Everything pinned, and the source last, so that a change of code builds nothing anew."""
+    return (
+        modal.Image.debian_slim(PYTHON)
+        .uv_pip_install(requirements=[str(LOCKS / lock)], uv_version=UV)
+        .env(SETTINGS)
+        .add_local_python_source("calibration", "deployments")
+    )
+
+
+INFER, TRAIN = _image("infer.txt"), _image("train.txt")
+
+artifacts = modal.Volume.from_name(ARTIFACTS, create_if_missing=True)
+cache = modal.Volume.from_name(CACHE, create_if_missing=True)
+
+app = modal.App(
+    APP,
+    tags={CODE: deployed_code(), "project": APP} if modal.is_local() else {},
+    volumes={"/artifacts": artifacts, "/cache": cache},
+    secrets=[modal.Secret.from_name(SECRET, required_keys=[TOKEN])],
+    include_source=False,
+)
+
+DEFAULTS = Modal()
+ONCE: dict[str, Any] = {"single_use_containers": True, "max_containers": 4, "startup_timeout": 900}
+"""A fresh process for every attempt, and none that idles: a broken CUDA context is not inherited, and
+only work is paid for."""
+
+
+def commit() -> None:
+    """Make durable what was written: models first, so that finished work never points at missing ones."""
+    cache.commit()
+    artifacts.commit()
+
+
+@app.function(image=TRAIN, cpu=2, timeout=60 * DEFAULTS.obtain_minutes, retries=2, **ONCE)
+def obtain(job: dict[str, Any], key: str) -> dict[str, Any]:
+    """Get a model, without a GPU."""
+    return attempt(job, key, Store.from_environment(), commit)
+
+
+@app.function(
+    image=INFER,
+    gpu=DEFAULTS.infer_gpu,
+    timeout=60 * DEFAULTS.infer_minutes,
+    retries=2,
+    **ONCE,
+)
+def infer(job: dict[str, Any], key: str) -> dict[str, Any]:
+    """Ask a model."""
+    return attempt(job, key, Store.from_environment(), commit)
+
+
+@app.function(
+    image=TRAIN,
+    gpu=DEFAULTS.train_gpu,
+    timeout=60 * DEFAULTS.train_minutes,
+    retries=modal.Retries(max_retries=3, initial_delay=0.0),
+    **ONCE,
+)
+def train(job: dict[str, Any], key: str) -> dict[str, Any]:
+    """Teach a model."""
+    return attempt(job, key, Store.from_environment(), commit)
+
+
+@app.function(image=INFER, timeout=60 * DOCTOR_MINUTES, **ONCE)
+def doctor(job: dict[str, Any], key: str) -> dict[str, Any]:
+    """Say what is installed there, and whether the hub gives the models of an experiment."""
+    del key
+    return examine(job["models"])

@@ -1,0 +1,141 @@
+"""What a container does, without one: `commit` is seen from outside by what it has made durable."""
+
+import shutil
+from typing import Any
+
+import pytest
+
+from calibration.artifacts import Artifact, Store
+from calibration.backends import container
+from calibration.backends.container import SIGN, Sign, attempt, examine
+from calibration.errors import JobError
+from calibration.jobs.obtain import Obtain
+from calibration.models.hub import Hub
+from calibration.models.pocket import Pocket
+from calibration.worlds.facts import Document
+
+
+class Volume:
+    """A folder inside, and what of it was committed."""
+
+    def __init__(self, folder):
+        self.inside, self.outside = folder / "inside", folder / "outside"
+        self.commits = 0
+        self.refuses = False
+
+    @property
+    def store(self):
+        return Store(self.inside)
+
+    def commit(self):
+        if self.refuses:
+            raise RuntimeError("there are open files preventing the operation")
+        self.commits += 1
+        shutil.rmtree(self.outside, ignore_errors=True)
+        shutil.copytree(self.inside, self.outside)
+
+    def lose_container(self):
+        """What was not committed is gone."""
+        shutil.rmtree(self.inside)
+        shutil.copytree(self.outside, self.inside)
+
+    def sign(self):
+        return Sign.model_validate_json((self.outside / "scratch" / "key" / SIGN).read_text())
+
+
+@pytest.fixture
+def volume(tmp_path):
+    return Volume(tmp_path)
+
+
+def training(volume) -> dict[str, Any]:
+    documents = [Document(user=None, reply=f"{n} is a number of some length") for n in range(20)]
+    tiny = {"width": 16, "layers": 1, "heads": 2, "key_value_heads": 1, "feed_forward": 16}
+    weights = Pocket(**tiny, tokens_per_step=64, checkpoint_steps=1)
+    corpus = volume.store.save_rows("corpus", documents, Document)
+    return Obtain(weights=weights, corpus=corpus).model_dump(mode="json")
+
+
+def pull_the_plug_at(monkeypatch, note, blow):
+    """Let the training be interrupted when its progress says so; every progress is a sign of life."""
+    whole = container._Life.progress
+
+    def progress(self, fraction, words):
+        whole(self, fraction, words)
+        if fraction >= note:
+            raise blow
+
+    monkeypatch.setattr(container, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(container._Life, "progress", progress)
+
+
+def test_the_result_is_committed_before_it_is_told(volume):
+    answer = attempt(training(volume), "key", volume.store, volume.commit)
+    artifact = Artifact.model_validate(answer["artifact"])
+    assert Store(volume.outside).is_whole(artifact)
+    assert answer["seconds"] == volume.sign().seconds > 0
+
+
+def test_finished_work_is_not_done_again(volume):
+    job = training(volume)
+    first = attempt(job, "key", volume.store, volume.commit)
+    volume.lose_container()
+    corpus = volume.inside / "artifacts" / "corpus"
+    shutil.rmtree(corpus)
+    assert attempt(job, "key", volume.store, volume.commit)["artifact"] == first["artifact"]
+
+
+@pytest.mark.parametrize("blow", [KeyboardInterrupt(), SystemExit(1)])
+def test_an_interrupted_attempt_commits_its_checkpoints_and_the_next_goes_on_from_them(
+    volume, monkeypatch, blow
+):
+    job = training(volume)
+    whole = attempt(job, "undisturbed", volume.store, volume.commit)
+    with monkeypatch.context() as patch:
+        pull_the_plug_at(patch, 0.5, blow)
+        with pytest.raises(type(blow)):
+            attempt(job, "key", volume.store, volume.commit)
+    volume.lose_container()
+    before = volume.sign()
+    assert 0.5 <= before.fraction < 1
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(container._Life, "progress", lambda self, fraction, note: seen.append(fraction))
+        after = attempt(job, "key", volume.store, volume.commit)
+    assert after["artifact"] == whole["artifact"]
+    assert after["seconds"] > before.seconds
+    assert min(seen) > before.fraction - 1e-9, "steps whose checkpoint was kept are not done again"
+
+
+def test_a_commit_that_is_refused_now_and_then_does_no_harm_but_the_last_one_must_hold(volume, monkeypatch):
+    monkeypatch.setattr(container, "COMMIT_SECONDS", 0.0)
+    job = training(volume)
+    volume.refuses = True
+    with pytest.raises(RuntimeError, match="open files"):
+        attempt(job, "key", volume.store, volume.commit)
+    assert volume.commits == 0
+    volume.refuses = False
+    assert "artifact" in attempt(job, "key", volume.store, volume.commit)
+
+
+def test_a_refusal_is_a_value_and_anything_else_an_exception_in_words(volume):
+    job = {**training(volume), "corpus": None}
+    answer = attempt(job, "key", volume.store, volume.commit)
+    assert answer["error"] == "DataError"
+    assert "documents" in answer["message"]
+    with pytest.raises(JobError, match=r"^ValidationError: \d+ validation errors? for .*kind") as caught:
+        attempt({"kind": "nothing"}, "other", volume.store, volume.commit)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_doctor_says_what_is_installed_and_which_models_cannot_be_had(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub.models.update({"acme/open": {}, "acme/gated": {}})
+    hub.gated.add("acme/gated")
+    models = [Hub(repo=f"acme/{name}").model_dump() for name in ("open", "gated", "none")]
+    said = examine(models)
+    assert said["models"]["acme/open"] == ""
+    assert "gated; accept its terms" in said["models"]["acme/gated"]
+    assert "found no acme/none" in said["models"]["acme/none"]
+    assert said["libraries"]["torch"].startswith("2.")
