@@ -41,6 +41,8 @@ def _image(lock: str) -> modal.Image:
     """Everything pinned, and the source last, so that a change of code builds nothing anew."""
     return (
         modal.Image.debian_slim(PYTHON)
+        # Triton builds a stub for every kernel with a C compiler, which the slim image lacks.
+        .apt_install("gcc", "libc6-dev")
         .uv_pip_install(requirements=[str(LOCKS / lock)], uv_version=UV)
         .env(SETTINGS)
         .add_local_python_source("calibration", "deployments")

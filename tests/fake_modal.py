@@ -205,6 +205,9 @@ class Container:
         return Empty()
 
     def VolumeCommit(self, request):
+        if self.served:
+            # The commit on the way out. In the cloud it may come long after the result, so here never.
+            return pb.VolumeCommitResponse(skip_reload=True)
         source, target = self.volumes[request.volume_id], self.cloud.volumes[request.volume_id]
         now, known = listing(source), self.known[request.volume_id]
         for path in now:
@@ -226,6 +229,9 @@ class FakeModal:
         self.volumes, self.secrets, self.tags = {}, {}, None
         self.functions, self.names, self.calls = {}, {}, {}
         self.loop, self.runs = asyncio.new_event_loop(), set()
+        # While it is not set, calls are taken, and nobody is told.
+        self.answers = threading.Event()
+        self.answers.set()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.do(self._start())
 
@@ -403,7 +409,7 @@ class FakeModal:
             bound_function_id=identifier, handle_metadata=self._handle(identifier, function)
         )
 
-    def FunctionMap(self, request):
+    async def FunctionMap(self, request):
         function = self.functions[request.function_id]
         [item] = request.pipelined_inputs
         call = Call(
@@ -417,6 +423,7 @@ class FakeModal:
         run = self.loop.create_task(self._run(call))
         self.runs.add(run)
         run.add_done_callback(self.runs.discard)
+        await asyncio.to_thread(self.answers.wait)
         reply = pb.FunctionPutInputsResponseItem(idx=0, input_id="in-0", input_jwt="jwt")
         return pb.FunctionMapResponse(function_call_id=call.id, pipelined_inputs=[reply])
 

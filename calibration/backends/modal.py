@@ -7,6 +7,7 @@ crash the call is found again, and finished work is never done, or paid for, twi
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -289,12 +290,17 @@ def deployed_code() -> str:
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Finish what must not be left half done before a cancellation goes on."""
-    task = asyncio.ensure_future(work)
+    """Finish what must not be left half done before a cancellation goes on.
+
+    In a loop and a thread of its own: a signal may tear down this loop, with all that runs in it.
+    """
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(asyncio.run, work)
+    thread.shutdown(wait=False)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(asyncio.wrap_future(future))
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        wait([future])
         raise
 
 

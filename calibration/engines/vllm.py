@@ -35,7 +35,6 @@ ENVIRONMENT = {
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for; an adapter takes the next larger one."""
 
-
 CONTEXT_STEP = 256
 """The context is a multiple of so many tokens."""
 
@@ -77,7 +76,7 @@ class Vllm(Schema):
         """Answer every question, in order.
 
         The environment variables in `ENVIRONMENT` hold while vLLM runs; afterwards the process's environment
-        is as it was, and the model's memory is free.
+        is as it was, and the model's memory is free. vLLM seeds the process's random numbers.
 
         Args:
             questions: What to ask.

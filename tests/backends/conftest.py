@@ -78,6 +78,7 @@ def cloud(deployed, hub):
     hub.gated.clear()
     yield deployed
     hub.open.set()
+    deployed.answers.set()
     deployed.tags, deployed.secrets = tags, secrets
     deployed.close()
 
@@ -118,9 +119,11 @@ def begun(cloud, hub, until, fetching):
         somebody = subprocess.Popen(
             [sys.executable, "-c", ORCHESTRATOR, *arguments], stdout=subprocess.DEVNULL
         )
-        until(lambda: hub.is_downloading(name) and Ledger(store).find(key))
-        somebody.kill()
-        somebody.wait()
+        try:
+            until(lambda: hub.is_downloading(name) and Ledger(store).find(key))
+        finally:
+            somebody.kill()
+            somebody.wait()
         [call] = cloud.calls.values()
         return job, call
 

@@ -57,7 +57,7 @@ def training(volume) -> dict[str, Any]:
 
 
 def pull_the_plug_at(monkeypatch, note, blow):
-    """Let the training be interrupted when its progress says so; every progress is a sign of life."""
+    """Let the training be interrupted when its progress says so."""
     whole = container._Life.progress
 
     def progress(self, fraction, words):
@@ -65,7 +65,6 @@ def pull_the_plug_at(monkeypatch, note, blow):
         if fraction >= note:
             raise blow
 
-    monkeypatch.setattr(container, "COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(container._Life, "progress", progress)
 
 
@@ -105,6 +104,21 @@ def test_an_interrupted_attempt_commits_its_checkpoints_and_the_next_goes_on_fro
     assert after["artifact"] == whole["artifact"]
     assert after["seconds"] > before.seconds
     assert min(seen) > before.fraction - 1e-9, "steps whose checkpoint was kept are not done again"
+
+
+def test_what_is_under_way_is_committed_from_time_to_time(volume, monkeypatch):
+    monkeypatch.setattr(container, "COMMIT_SECONDS", 0.0)
+    signs = []
+    whole = container._Life.progress
+
+    def progress(self, fraction, note):
+        whole(self, fraction, note)
+        signs.append((volume.sign().fraction, fraction))
+
+    monkeypatch.setattr(container._Life, "progress", progress)
+    attempt(training(volume), "key", volume.store, volume.commit)
+    assert len(signs) > 2
+    assert all(outside == inside for outside, inside in signs)
 
 
 def test_a_commit_that_is_refused_now_and_then_does_no_harm_but_the_last_one_must_hold(volume, monkeypatch):

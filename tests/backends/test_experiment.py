@@ -145,14 +145,23 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["taken", "running"])
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_stops_its_containers_within_seconds(by, cloud, start, tmp_path, until):
+def test_a_run_that_is_stopped_stops_its_container_within_seconds(by, moment, cloud, start, tmp_path, until):
+    if moment == "taken":
+        cloud.answers.clear()
     process = start("run", "small.toml", "--backend", "modal")
     [call] = until(lambda: of_kind(cloud, "obtain"), seconds=300)
-    until(lambda: call.containers and call.containers[0].process)
+    ledger = Ledger(Store(tmp_path / "store"))
+    until(lambda: ledger.open() if moment == "taken" else call.containers and ledger.open()[0].call)
     began = time.monotonic()
     process.send_signal(by)
-    until(lambda: call.containers[0].process.returncode is not None)
+    if moment == "taken":
+        # Modal's answer comes when the run is being torn down already.
+        time.sleep(1)
+        cloud.answers.set()
+    until(lambda: call.over.is_set() and call.containers[0].process.returncode is not None)
     assert time.monotonic() - began < 10
+    assert "TERMINATED" in str(call.output)
     process.wait(timeout=60)
-    assert not list((tmp_path / "store" / "calls").glob("*.json"))
+    assert ledger.open() == []

@@ -87,6 +87,9 @@ def test_a_model_of_the_hub_is_fetched_without_a_gpu_and_then_asked(cloud, store
         for call in cloud.calls.values()
     ]
     assert sorted(kinds) == [("infer", "A100-40GB"), ("infer", "A100-40GB"), ("obtain", "")]
+    assert (
+        len([asked for asked in hub.asked if asked.startswith("GET") and asked.endswith("safetensors")]) == 1
+    )
 
 
 def test_answers_that_are_there_already_need_no_container(cloud, store, tmp_path):
@@ -137,11 +140,12 @@ def test_finished_work_is_found_from_a_machine_that_knows_nothing_of_it(cloud, s
     assert len(cloud.calls) == 1
 
 
-def test_finished_work_whose_result_was_lost_is_done_again(cloud, store, fetching, tmp_path):
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "pointer.json").write_text("{}")])
+def test_finished_work_whose_result_was_lost_or_altered_is_done_again(harm, cloud, store, fetching, tmp_path):
     job = fetching("acme/lost")
     artifact = run(job, store, "lost")
-    for volume in cloud.volumes.values():
-        shutil.rmtree(volume / "artifacts" / "model" / artifact.sha256, ignore_errors=True)
+    [folder] = cloud.folder.glob(f"vo-*/artifacts/model/{artifact.sha256}")
+    harm(folder)
     assert run(job, Store(tmp_path / "other"), "lost") == artifact
     assert len(cloud.calls) == 2
 
@@ -181,10 +185,10 @@ def test_what_ended_badly_while_nobody_was_there_is_begun_again(cloud, store, hu
 def test_thrown_out_a_job_goes_on_from_its_checkpoint_and_gives_what_it_gives_here(
     blow, cloud, store, undisturbed, until
 ):
-    job = training(store, epochs=10)
+    job, said = training(store, epochs=10), []
 
     async def scenario():
-        running = asyncio.create_task(ON.run(job, blow, store, nothing))
+        running = asyncio.create_task(ON.run(job, blow, store, lambda *words: said.append(words)))
         await asyncio.to_thread(until, lambda: checkpoint(cloud, blow))
         [call] = cloud.calls.values()
         getattr(cloud, blow)(call)
@@ -195,6 +199,9 @@ def test_thrown_out_a_job_goes_on_from_its_checkpoint_and_gives_what_it_gives_he
     assert kept, "the second container finds the checkpoint of the first"
     assert len(call.containers) == 2
     assert artifact == undisturbed
+    assert said[0] == (0.0, "waiting for CPU")
+    assert 0 < said[-1][0] < 1, "the first container left a sign of how far it had come"
+    assert said[-1][1].startswith("loss")
     assert store.is_whole(artifact)
 
 
@@ -216,6 +223,24 @@ def test_a_cancelled_run_stops_its_call_within_seconds_and_keeps_the_checkpoint(
     assert Ledger(store).open() == []
     assert [cost.outcome for cost in Ledger(store).costs()] == ["cancelled"]
     assert list(cloud.folder.glob("*artifacts/scratch/cancelled/pretrain.pt"))
+
+
+def test_a_run_that_is_cancelled_while_its_call_is_taken_leaves_no_call_behind(cloud, store, fetching, until):
+    cloud.answers.clear()
+
+    async def scenario():
+        running = asyncio.create_task(ON.run(fetching("acme/late"), "late", store, nothing))
+        await asyncio.to_thread(until, lambda: cloud.calls)
+        running.cancel()
+        await asyncio.sleep(0)
+        cloud.answers.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(scenario())
+    [call] = cloud.calls.values()
+    assert "TERMINATED" in str(call.output)
+    assert Ledger(store).open() == []
 
 
 def test_a_connection_that_is_lost_for_seconds_changes_nothing(cloud, store, hub, fetching, until):

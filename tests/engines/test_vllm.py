@@ -223,6 +223,7 @@ def test_the_adapter_reaches_both_engines(ask):
 @pytest.mark.vllm
 def test_the_process_finds_its_environment_as_it_was(talker, monkeypatch):
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "true")
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")  # vLLM writes 1 over it
     for name in set(ENVIRONMENT) - {"VLLM_NO_USAGE_STATS"}:
         monkeypatch.delenv(name, raising=False)
     before, inside = dict(os.environ), {}
