@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCHMARK := .venv-benchmark
 
-.PHONY: demo test test-slow test-vllm check format install clean
+.PHONY: demo test test-slow test-vllm check format install benchmark clean
 
 install: $(READY)
 
@@ -58,5 +59,18 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The libraries that the metrics are compared with, in an environment of their own: one of them calls its
+# package `calibration` too. One thread each, so that the ratios compare algorithms and not machines.
+$(BENCHMARK)/.ready: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCHMARK)
+	echo '*' > $(BENCHMARK)/.gitignore
+	$(BENCHMARK)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCHMARK)/bin/python -m pip install --quiet torch==2.13.0
+	$(BENCHMARK)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	touch $(BENCHMARK)/.ready
+
+benchmark: $(BENCHMARK)/.ready
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BENCHMARK)/bin/python -W ignore benchmarks/metrics.py
+
 clean:
-	rm -rf $(VENV) $(VLLM) .calibration .prefect runs
+	rm -rf $(VENV) $(VLLM) $(BENCHMARK) .calibration .prefect runs

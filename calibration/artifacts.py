@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from calibration.errors import ArtifactError, ConfigurationError
@@ -110,6 +111,11 @@ class Store:
                 "Run the experiment again: the stage that made it will be repeated"
             )
         return place
+
+    def made(self, artifact: Artifact) -> datetime:
+        """When it was written here."""
+        manifest = self._place(artifact) / MANIFEST
+        return datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
 
     def is_whole(self, artifact: Artifact) -> bool:
         """Whether the artifact can be read as it was stored."""

@@ -17,6 +17,7 @@ from calibration.judges import JudgeConfig
 from calibration.methods import MethodConfig
 from calibration.models import WeightsConfig
 from calibration.records import Elicitation
+from calibration.routing.goals import CostOptimal, Goal
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.sources import SourceConfig
@@ -61,12 +62,17 @@ class Experiment(Schema):
     """The model that is taught and compared; unset, the first."""
     judge: JudgeConfig
     """Who says what is right."""
+    max_unjudged: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of a system's answers that may stay without a verdict. Above it the stage fails, with
+    every verdict kept: an answer that nobody could judge is not wrong, and leaving many out misleads."""
     methods: dict[Name, MethodConfig] = Field(default_factory=dict)
     """What is tried to repair the target, by name."""
     readout: Readout = "geometric_mean"
     """How the target's confidence is read before any repair; improvements are counted from it."""
     prices: Prices = Prices()
-    """What answers cost and are worth; decides the router's threshold."""
+    """What answers cost and are worth."""
+    router: Goal = CostOptimal()
+    """What the router's policy aims at."""
 
     @property
     def target_name(self) -> str:
@@ -137,11 +143,7 @@ def explain(error: ValidationError, settings: object) -> str:
 
 
 def apply_change(settings: dict[str, Any], change: str) -> None:
-    """Put a change such as "methods.dpo.beta=0.3" into settings; a value is TOML, and text where it is none.
-
-    Raises:
-        ConfigurationError: It does not look like a change, or its place is no table.
-    """
+    """Set one setting in nested tables, from a text such as "methods.dpo.beta=0.3"."""
     path, sign, text = change.partition("=")
     if not sign or not path:
         raise ConfigurationError(f"a change must look like methods.dpo.beta=0.3; got {change!r}")

@@ -22,3 +22,7 @@ class ArtifactError(CalibrationError):
 
 class JobError(CalibrationError):
     """A job that ended without a result; names its log."""
+
+
+class JudgeError(CalibrationError):
+    """Judging that had to stop, or left too much unjudged; says what is kept and how to go on."""

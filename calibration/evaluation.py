@@ -9,26 +9,45 @@ declared wherever it applies: without a calibration split, maps are cross-fitted
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from datetime import datetime
+from typing import get_args
 
 import numpy as np
 
 from calibration.confidence import READOUTS, Readout, read_confidence
-from calibration.errors import CalibrationError, ConfigurationError, DataError
+from calibration.errors import ConfigurationError, DataError
 from calibration.maps import cross_fit, fit_constant
-from calibration.metrics.errors import BIN_SIZE, calibration_error, calibration_floor, hle_calibration_error
-from calibration.metrics.outcomes import BoolArray, Outcomes
-from calibration.metrics.ranking import aurc, auroc
-from calibration.metrics.scores import brier, overconfidence, spread
+from calibration.measures import cost_quality, curve, groups, guarantees, measure, routing
+from calibration.metrics.errors import BIN_SIZE
 from calibration.records import Elicitation, Judged
-from calibration.results import Curve, Evaluation, Example, GroupRow, MissingSystem, RoutingRow, Row
-from calibration.routing.rates import route
-from calibration.routing.rules import REFERENCE, Prices, Rule, cost_optimal
-from calibration.verdict import ENOUGH_TO_FIT, Scores, System, best_base, fitted_platt, verdicts, with_platt
+from calibration.results import Evaluation, Example, MissingSystem, Row
+from calibration.routing.build import build_policy
+from calibration.routing.certificate import JudgeError
+from calibration.routing.goals import Goal
+from calibration.routing.policy import RouterPolicy
+from calibration.routing.rules import REFERENCE, Prices, cost_optimal
+from calibration.systems import ENOUGH_TO_FIT, Scores, System, best_base, fitted_platt, with_platt
+from calibration.verdict import verdicts
 
 SPLITS_SHOWN = ("test", "shift")
 EXAMPLES = 5
 """Answers shown of each kind and system."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared: a model as it was, and what was made of it."""
+
+    model: str
+    """The model's name."""
+    base: System
+    """The model before, as improvements are counted from; its name is `base`."""
+    trained: tuple[System, ...] = ()
+    """What was made of it, each under its main readout: what is judged."""
+    readouts: tuple[System, ...] = ()
+    """The base under its other readouts; the best one is the bar after a map."""
+    asides: tuple[tuple[str, System], ...] = ()
+    """Model and system of what is only measured."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +61,76 @@ class Trained:
     """Its answers, re-judged, on every split that it was asked."""
 
 
+def assess(
+    study: Study,
+    *,
+    prices: Prices,
+    router: Goal,
+    measured: datetime,
+    seed: int,
+    judge: JudgeError | None = None,
+) -> Evaluation:
+    """Compute every number of a report that confidences and marks allow.
+
+    Args:
+        study: What is compared.
+        prices: For everything about routing.
+        router: What the policies aim at.
+        measured: When the answers were given; the policies' lifetime begins there.
+        seed: Seeds every interval.
+        judge: How often the marks are right, where an audit has told; unset, they are taken as true.
+
+    Raises:
+        DataError: A system has no answers on the test split, or systems answered different questions.
+    """
+    best = best_base([study.base, *study.readouts])
+    mains = [study.base, *study.trained]
+    views = [view for system in mains for view in _views(system)]
+    asides = [*((study.model, system) for system in study.readouts), *study.asides]
+    aside_views = [(model, view) for model, system in asides for view in _views(system)]
+    rows = [
+        *_rows([(study.model, view) for view in views], seed),
+        *_rows(aside_views, None),
+        *_rows([(study.model, _constant(study.base))], None),
+    ]
+    rules = (REFERENCE, cost_optimal(prices))
+    return Evaluation(
+        rows=tuple(rows),
+        verdicts=tuple(
+            report for main in study.trained for report in verdicts(study.base, best, main, seed=seed)
+        ),
+        routing=tuple(row for view in views for row in routing(view, rules, prices)),
+        cost_quality=tuple(filter(None, (cost_quality(system, prices, seed) for system in mains))),
+        guarantees=tuple(row for system in mains for row in guarantees(system, judge)),
+        policies={s.name: p for s in mains if (p := _policy(s, prices, router, measured, judge)) is not None},
+        groups=tuple(row for system in mains for row in groups(system)),
+        curves=tuple(curve(view) for view in views),
+        counts={split: len(scores.ids) for split, scores in study.base.scores_by_split.items()},
+        notes=_notes(study.base, best, mains, prices),
+    )
+
+
 def evaluate(
     base: Mapping[str, Mapping[Elicitation, Sequence[Judged]]],
     target: str,
     trained: Sequence[Trained],
     *,
     prices: Prices,
+    router: Goal,
+    measured: datetime,
     seed: int,
     seed_readout: Readout = "geometric_mean",
     missing: Mapping[str, str],
 ) -> Evaluation:
-    """Compute every number of a report.
+    """Compute every number of a report from judged answers.
 
     Args:
         base: Judged answers of each model before training, by model and way of asking.
         target: The model that was taught; the others are only measured.
         trained: What each method made of it.
-        prices: For the routing rows.
+        prices: For everything about routing.
+        router: What the policies aim at.
+        measured: When the answers were given.
         seed: Seeds every interval.
         seed_readout: The readout of the base that improvements are counted from.
         missing: Methods without numbers, with the reason.
@@ -68,27 +140,25 @@ def evaluate(
         DataError: A system has no answers on the test split, or systems answered different questions.
     """
     seed_rows = _seed_rows(base, target, seed_readout)
-    measured = {model: _base_systems(by_way) for model, by_way in base.items()}
-    seed_base = next(system for system in measured[target] if system.readout == seed_readout)
-    best = best_base([seed_base, *(system for system in measured[target] if system is not seed_base)])
+    systems = {model: _base_systems(by_way) for model, by_way in base.items()}
     taught = [[read_system(one.name, readout, one.judged) for readout in one.readouts] for one in trained]
-    mains = [seed_base, *(systems[0] for systems in taught)]
-    answers = [seed_rows, *(one.judged for one in trained)]
-    views = [view for system in mains for view in _views(system)]
-    read = [(model, system) for model, systems in measured.items() for system in systems]
-    read += [(target, system) for systems in taught for system in systems]
-    shown = [(model, view) for model, system in read for view in _views(system)]
-    shown.append((target, _constant(seed_base)))
-    return Evaluation(
-        rows=tuple(row for model, view in shown for row in _rows(model, view)),
-        verdicts=tuple(report for main in mains[1:] for report in verdicts(seed_base, best, main, seed=seed)),
-        routing=tuple(row for view in views for row in _routing(view, prices)),
-        groups=tuple(row for system in mains for row in _groups(system)),
-        curves=tuple(_curve(view) for view in views),
-        examples=tuple(example for pair in zip(mains, answers, strict=True) for example in _examples(*pair)),
-        missing=tuple(MissingSystem(system=name, reason=reason) for name, reason in missing.items()),
-        counts=dict(Counter(row.question.split for row in seed_rows)),
-        notes=_notes(seed_base, best, mains, prices),
+    study = Study(
+        model=target,
+        base=next(system for system in systems[target] if system.readout == seed_readout),
+        trained=tuple(main for main, *_ in taught),
+        readouts=tuple(system for system in systems[target] if system.readout != seed_readout),
+        asides=(
+            *((target, system) for _, *rest in taught for system in rest),
+            *((model, system) for model in systems if model != target for system in systems[model]),
+        ),
+    )
+    answers = zip((study.base, *study.trained), (seed_rows, *(one.judged for one in trained)), strict=True)
+    return assess(study, prices=prices, router=router, measured=measured, seed=seed).model_copy(
+        update={
+            "examples": tuple(example for pair in answers for example in _examples(*pair)),
+            "missing": tuple(MissingSystem(system=name, reason=reason) for name, reason in missing.items()),
+            "counts": dict(Counter(row.question.split for row in seed_rows)),
+        }
     )
 
 
@@ -112,7 +182,10 @@ def read_system(name: str, readout: Readout, judged: Sequence[Judged]) -> System
     scores = {split: _scores(rows, readout) for split, rows in by_split.items()}
     if "test" not in scores:
         raise DataError(f"{name} must have answers on the split 'test' that {readout!r} can read; got none")
-    return System(name, readout, scores)
+    rules = {row.generation.span_rule for row in _asked_for(readout, judged)}
+    if len(rules) > 1:
+        raise DataError(f"answers of {name} must share one span rule; got {', '.join(sorted(rules))}")
+    return System(name, readout, scores, span_rule=None if readout.startswith("stated") else rules.pop())
 
 
 def _asked_for(readout: str, judged: Sequence[Judged]) -> list[Judged]:
@@ -175,115 +248,42 @@ def _crossfitted_constant(scores: Scores) -> dict[str, Scores]:
     return {"test": replace(scores, confidence=confidence)}
 
 
-def _rows(model: str, system: System) -> Iterator[Row]:
-    for split in SPLITS_SHOWN:
-        if split in system.scores_by_split:
-            yield _row(model, system, split)
+def _policy(
+    system: System, prices: Prices, router: Goal, measured: datetime, judge: JudgeError | None
+) -> RouterPolicy | None:
+    """What a router may do with a system; None when no test answer was judged.
 
-
-def _row(model: str, system: System, split: str) -> Row:
-    scores = system.on(split)
-    judged, usable = int(scores.judged.sum()), int(scores.usable.sum())
-    o = scores.outcomes() if usable else None
-    rms, l1 = _errors(o) if o else (None, None)
-    spreads = spread(o) if o else None
-    graded = scores.where(scores.usable)
-    return Row(
-        system=system.name,
-        model=model,
-        readout=system.readout,
-        map=system.map,
-        split=split,
-        n=usable,
-        n_unjudged=len(scores.ids) - judged,
-        n_unreadable=judged - usable,
-        accuracy=float(scores.correct[scores.judged].mean()) if judged else None,
-        mean_confidence=float(o.mean_confidence) if o else None,
-        rms_hle=hle_calibration_error(graded.confidence, graded.correct) if usable >= 2 * BIN_SIZE else None,
-        rms=rms,
-        rms_floor=calibration_floor(o) if o else None,
-        l1=l1,
-        brier=float(brier(o)) if o else None,
-        auroc=_auroc(o) if o else None,
-        aurc=float(aurc(o)) if o else None,
-        effective_levels=spreads.effective_levels if spreads else None,
-        top_two_share=spreads.top_two_share if spreads else None,
-        span_low=spreads.q05 if spreads else None,
-        span_high=spreads.q95 if spreads else None,
+    Map and threshold come from the calibration split and are measured on the test split; without a usable
+    calibration split they come from the test split, and what is expected of them is cross-fitted.
+    """
+    test = system.on("test")
+    if not test.judged.any():
+        return None
+    known = system.scores_by_split.get("calibration") if fitted_platt(system) else None
+    graded = test.where(test.judged)
+    kinds = {
+        name: tuple(np.array(getattr(test, name), dtype=object)[test.judged].tolist())
+        for name in ("topic", "answer_type")
+        if len(set(getattr(test, name))) > 1
+    }
+    return build_policy(
+        known.where(known.judged) if known else graded,
+        test=graded if known else None,
+        rule=router,
+        readout=next((name for name in get_args(Readout) if name == system.readout), "confidence"),
+        prices=prices,
+        created=measured,
+        groups=kinds,
+        judge=judge,
+        span_rule=system.span_rule,
     )
 
 
-def _errors(o: Outcomes) -> tuple[float, float]:
-    """RMS and L1, refused unless |gap| <= L1 <= RMS <= max, as any common binning must have it."""
-    gap = abs(float(overconfidence(o)))
-    l1, rms, largest = (float(calibration_error(o, norm=norm)) for norm in (1, 2, "max"))
-    if not (gap <= l1 + 1e-9 and l1 <= rms + 1e-9 and rms <= largest + 1e-9):
-        raise CalibrationError(f"|gap| <= L1 <= RMS <= max must hold; got {gap}, {l1}, {rms}, {largest}")
-    return rms, l1
-
-
-def _auroc(o: Outcomes) -> float | None:
-    value = float(auroc(o))
-    return None if np.isnan(value) else value
-
-
-def _routing(system: System, prices: Prices) -> Iterator[RoutingRow]:
-    """Both rules on the judged test answers; none when none were judged."""
-    scores = system.on("test")
-    rules: tuple[Rule, ...] = (REFERENCE, cost_optimal(prices)) if scores.judged.any() else ()
-    for rule in rules:
-        yield route(
-            scores.confidence[scores.judged],
-            scores.correct[scores.judged],
-            rule,
-            prices,
-            system=system.name,
-            readout=system.readout,
-            map_name=system.map,
-        )
-
-
-def _groups(system: System) -> Iterator[GroupRow]:
-    """Each topic and answer type of the test split that has a usable answer."""
-    scores = system.on("test")
-    kinds: tuple[Literal["topic", "answer_type"], ...] = ("topic", "answer_type")
-    for group_by in kinds:
-        labels = np.array(getattr(scores, group_by), dtype=object)
-        for group in sorted(set(labels)):
-            inside = labels == group
-            if (inside & scores.usable).any():
-                yield _group(system, group_by, group, inside)
-
-
-def _group(
-    system: System, group_by: Literal["topic", "answer_type"], group: str, inside: BoolArray
-) -> GroupRow:
-    scores = system.on("test")
-    o = replace(scores, correct=np.where(inside, scores.correct, np.nan)).outcomes()
-    return GroupRow(
-        system=system.name,
-        readout=system.readout,
-        group_by=group_by,
-        group=group,
-        n=int(o.n),
-        accuracy=float(scores.correct[inside & scores.judged].mean()),
-        mean_confidence=float(o.mean_confidence),
-        rms=_errors(o)[0],
-        rms_floor=calibration_floor(o),
-        auroc=_auroc(o),
-    )
-
-
-def _curve(system: System) -> Curve:
-    scores = system.on("test")
-    graded = scores.where(scores.usable)
-    return Curve(
-        system=system.name,
-        readout=system.readout,
-        map=system.map,
-        confidence=tuple(graded.confidence.tolist()),
-        correct=tuple(mark == 1 for mark in graded.correct.tolist()),
-    )
+def _rows(shown: Sequence[tuple[str, System]], seed: int | None) -> Iterator[Row]:
+    for model, system in shown:
+        for split in SPLITS_SHOWN:
+            if split in system.scores_by_split:
+                yield measure(model, system, split, seed=seed)
 
 
 def _examples(system: System, judged: Sequence[Judged]) -> Iterator[Example]:

@@ -92,6 +92,10 @@ class Verdict(Schema):
     """Who judged, with its version."""
     reason: str = ""
     """Why, in a few words: the rule that decided, or why it could not be judged."""
+    model_version: str | None = None
+    """The model that answered for the judge, as it named itself; None where no model was asked."""
+    extracted: str | None = None
+    """The final answer that the judge read in the text; None where it read none or was not asked to."""
 
     @property
     def is_correct(self) -> bool | None:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from calibration.routing.policy import RouterPolicy
+from calibration.routing.rates import Rate, RoutingRow
 from calibration.schema import Schema
 
 Outcome = Literal["pass", "fail", "undecided"]
@@ -11,8 +13,15 @@ Level = Literal["minimum", "target", "stretch"]
 LEVELS: tuple[Level, ...] = ("minimum", "target", "stretch")
 
 
+class Interval(Schema):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+
 class Row(Schema):
-    """One system, read one way, on one set of questions."""
+    """One system, read one way, on one set of questions; `calibration.metrics` defines every figure."""
 
     system: str
     """`base`, `constant`, or the name of a method."""
@@ -25,25 +34,47 @@ class Row(Schema):
     n_unjudged: int
     n_unreadable: int
     """Judged, but without a readable confidence."""
-    accuracy: float | None
+    accuracy: float | None = None
     """Over all judged questions, readable or not. None when none were judged."""
-    mean_confidence: float | None
-    rms_hle: float | None
+    mean_confidence: float | None = None
+    rms_hle: float | None = None
     """As published with HLE: the most confident bin is dropped. None where that function fails (n < 200)."""
-    rms: float | None
-    rms_floor: float | None
+    rms: float | None = None
+    rms_floor: float | None = None
     """What a perfectly calibrated model with these confidences scores on average."""
-    l1: float | None
-    brier: float | None
-    auroc: float | None
-    """None when all are right or all are wrong."""
-    aurc: float | None
-    effective_levels: float | None
-    top_two_share: float | None
-    span_low: float | None
+    rms_debiased: float | None = None
+    """Without what chance adds to it."""
+    l1: float | None = None
+    max_error: float | None = None
+    """Of the worst bin."""
+    ece: float | None = None
+    """L1 over 15 bins of equal width, the form most papers report."""
+    smooth_ece: float | None = None
+    brier: float | None = None
+    log_loss: float | None = None
+    miscalibration: float | None = None
+    """Part of the Brier score that a perfect post-hoc map would remove."""
+    discrimination: float | None = None
+    """Part of the Brier score's uncertainty that the confidence resolves."""
+    uncertainty: float | None = None
+    """Brier score of a constant at the accuracy; brier = miscalibration - discrimination + uncertainty."""
+    auroc: float | None = None
+    """None, as all ranking figures but AURC and AUGRC, when all are right or all are wrong."""
+    average_precision: float | None = None
+    aurc: float | None = None
+    excess_aurc: float | None = None
+    augrc: float | None = None
+    rejection_ratio: float | None = None
+    levels: int | None = None
+    """Distinct confidences."""
+    effective_levels: float | None = None
+    top_two_share: float | None = None
+    span_low: float | None = None
     """5 % quantile of the confidence."""
-    span_high: float | None
+    span_high: float | None = None
     """95 % quantile of the confidence."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """95 % intervals by figure, for the systems that are judged."""
 
 
 class Line(Schema):
@@ -71,35 +102,60 @@ class VerdictReport(Schema):
     """True for the criteria exactly as the original specification wrote them."""
 
 
-class Rate(Schema):
-    """A share with its exact (Clopper-Pearson) 95 % interval."""
+class Value(Schema):
+    """A figure with its 95 % interval; None where it is undefined."""
 
-    count: int
-    total: int
     value: float | None
     low: float | None
     high: float | None
 
 
-class RoutingRow(Schema):
-    """What a router does with one system at one threshold."""
+class CostQualityRow(Schema):
+    """How well one system's confidence chooses what to escalate, whatever the threshold."""
 
     system: str
     readout: str
-    map: str
-    rule: str
-    """`reference 0.7`, or `cost-optimal`."""
-    threshold: float
-    escalated: Rate
-    kept_accuracy: Rate
-    false_escalations: Rate
-    """Right answers that are escalated, among right answers."""
-    missed_errors: Rate
-    """Wrong answers that are kept, among wrong answers."""
-    system_accuracy: float
-    """With the large model's assumed accuracy on what is escalated."""
-    cost_per_question: float
-    """In the currency of the experiment's prices."""
+    llm_accuracy: float
+    """Assumed of the large model."""
+    apgr: Value
+    """Average performance gap recovered; .5 is escalation at random."""
+    calls_for_half: Value
+    """Least share of questions to escalate to recover half of the gap between the models."""
+    calls_for_most: Value
+    """The same for 80 % of the gap."""
+
+
+class Guarantee(Schema):
+    """Whether answers can be kept at a stated accuracy."""
+
+    system: str
+    readout: str
+    accuracy: float
+    """Least accuracy of the answers kept."""
+    delta: float
+    """Probability that they are less accurate all the same."""
+    threshold: float | None
+    """Keep from this confidence on, before any map; None when nothing can be guaranteed."""
+    kept: Rate
+    """Share of the answers that this keeps, of those it was found on."""
+
+
+class JudgeRow(Schema):
+    """What the judge's own errors do to one system's figures."""
+
+    system: str
+    readout: str
+    audited: int
+    """Answers whose truth a person has established."""
+    sensitivity: Value
+    """Share of right answers that the judge marks right."""
+    specificity: Value
+    """Share of wrong answers that the judge marks wrong."""
+    accuracy: Value
+    """As the true labels would have it, like the figures below."""
+    rms: Value
+    brier: Value
+    auroc: Value
 
 
 class GroupRow(Schema):
@@ -153,6 +209,12 @@ class Evaluation(Schema):
     rows: tuple[Row, ...]
     verdicts: tuple[VerdictReport, ...] = ()
     routing: tuple[RoutingRow, ...] = ()
+    cost_quality: tuple[CostQualityRow, ...] = ()
+    guarantees: tuple[Guarantee, ...] = ()
+    policies: dict[str, RouterPolicy] = Field(default_factory=dict)
+    """What a router may do, by system."""
+    judge: tuple[JudgeRow, ...] = ()
+    """Empty when the judge was taken at its word."""
     groups: tuple[GroupRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     examples: tuple[Example, ...] = ()

@@ -9,13 +9,11 @@ undecided in between: there are not enough questions to tell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
 
 import numpy as np
 
 from calibration.errors import DataError
-from calibration.maps import Platt, cross_fit, fit_platt
 from calibration.metrics.errors import BIN_SIZE, calibration_error
 from calibration.metrics.inference import (
     Estimate,
@@ -32,6 +30,16 @@ from calibration.metrics.ranking import auroc
 from calibration.metrics.scores import brier, brier_skill, spread
 from calibration.results import LEVELS, Level, Line, Outcome, VerdictReport
 from calibration.routing.rates import rate
+from calibration.systems import (
+    ENOUGH_TO_FIT,
+    READABLE,
+    MapName,
+    Scores,
+    System,
+    fitted_platt,
+    with_crossfit,
+    with_platt,
+)
 
 REDUCTION: dict[Level, float] = {"minimum": 0.10, "target": 0.20, "stretch": 0.30}
 """Share of the base's RMS calibration error that each level wants removed."""
@@ -42,150 +50,14 @@ SMALLEST_GAIN = 0.01
 comparison rounds, gains a sliver that any number of questions would call certain."""
 AUROC_MARGIN = 0.02
 """Loss of AUROC that counts as none; one that is certain, and not certainly smaller, fails."""
-READABLE = 0.99
 EFFECTIVE_LEVELS = 10.0
 TOP_TWO_SHARE = 0.5
 ENOUGH = 100
 """Fewer questions than this decide nothing."""
-ENOUGH_TO_FIT = 20
-"""Fewer graded answers than this fit no map."""
 
 LITERAL_ACCURACY: dict[Level, float] = {"minimum": -0.05, "target": 0.0, "stretch": 0.08}
 """Least relative change of accuracy in the original specification: 19.4 % to 18.4, 19.4 and 21 %."""
 LITERAL_SPAN = (0.2, 0.9)
-
-MapName: TypeAlias = Literal["none", "platt", "platt_crossfit"]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One system on one split, question by question."""
-
-    ids: tuple[str, ...]
-    confidence: FloatArray
-    """Shape [n], in [0, 1]; nan where none could be read."""
-    correct: FloatArray
-    """Shape [n], 0 or 1; nan where the answer could not be judged."""
-    topic: tuple[str, ...]
-    answer_type: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse columns of different lengths and repeated questions."""
-        columns = (self.ids, self.confidence, self.correct, self.topic, self.answer_type)
-        if len({len(column) for column in columns}) != 1:
-            lengths = ", ".join(str(len(column)) for column in columns)
-            raise DataError(f"the columns of scores must be equally long; got lengths {lengths}")
-        if len(set(self.ids)) != len(self.ids):
-            repeated = next(i for i in self.ids if self.ids.count(i) > 1)
-            raise DataError(f"each question must be answered once; {repeated!r} is answered several times")
-
-    @property
-    def judged(self) -> BoolArray:
-        """Which answers have a mark."""
-        return ~np.isnan(self.correct)
-
-    @property
-    def usable(self) -> BoolArray:
-        """Which answers have a mark and a confidence."""
-        return self.judged & ~np.isnan(self.confidence)
-
-    def where(self, keep: BoolArray) -> Graded:
-        """Some of the answers, for statistics."""
-        ids = tuple(question for question, kept in zip(self.ids, keep, strict=True) if kept)
-        return Graded(ids, self.confidence[keep], self.correct[keep])
-
-    def outcomes(self) -> Outcomes:
-        """The usable answers, tallied."""
-        return tally(self.confidence[self.usable], self.correct[self.usable])
-
-
-@dataclass(frozen=True)
-class System:
-    """A model read in one way, with its scores on each split."""
-
-    name: str
-    readout: str
-    scores_by_split: Mapping[str, Scores]
-    map: MapName = "none"
-
-    def on(self, split: str) -> Scores:
-        """The scores on one split.
-
-        Raises:
-            DataError: There are none.
-        """
-        if split not in self.scores_by_split:
-            raise DataError(
-                f"{self.name} ({self.readout}) must have answers on split {split!r}; "
-                f"got {', '.join(self.scores_by_split) or 'none'}"
-            )
-        return self.scores_by_split[split]
-
-
-def fitted_platt(system: System) -> Platt | None:
-    """The system's Platt map, fitted on its calibration split; None when that is missing or too small."""
-    scores = system.scores_by_split.get("calibration")
-    if scores is None or scores.usable.sum() < ENOUGH_TO_FIT:
-        return None
-    return fit_platt(scores.confidence[scores.usable], scores.correct[scores.usable])
-
-
-def with_platt(system: System) -> System | None:
-    """The system behind its own Platt map, fitted on the calibration split.
-
-    Without a usable calibration split the test split is cross-fitted by question instead, and no other
-    split is kept. None when that is too small as well.
-    """
-    fitted = fitted_platt(system)
-    if fitted is None:
-        return with_crossfit(system)
-    mapped = {
-        split: replace(scores, confidence=fitted(scores.confidence))
-        for split, scores in system.scores_by_split.items()
-    }
-    return replace(system, scores_by_split=mapped, map="platt")
-
-
-def with_crossfit(system: System) -> System | None:
-    """The system's test split with Platt maps cross-fitted by question; None when it is too small."""
-    scores = system.on("test")
-    if scores.usable.sum() < ENOUGH_TO_FIT:
-        return None
-    return replace(system, scores_by_split={"test": _crossfit(scores)}, map="platt_crossfit")
-
-
-def _crossfit(scores: Scores) -> Scores:
-    graded, mapped = scores.where(scores.usable), scores.confidence.copy()
-    mapped[scores.usable] = cross_fit(fit_platt, graded.ids, graded.confidence, graded.correct)
-    return replace(scores, confidence=mapped)
-
-
-def best_base(candidates: Sequence[System]) -> System:
-    """The base under the readout that a post-hoc map makes most of, chosen without the test split.
-
-    Highest Brier skill on the validation split after Platt; without a validation split, on the
-    calibration split, cross-fitted. Brier skill and not Brier score, because two ways of asking give
-    different answers, and the less accurate ones would win. A readout that fails on more than 1 % of the
-    answers is no candidate.
-
-    Args:
-        candidates: The base under each readout; the first is taken when nothing allows a choice.
-    """
-    splits = [s for s in ("validation", "calibration") if all(s in c.scores_by_split for c in candidates)]
-    if not splits:
-        return candidates[0]
-    skills = [_skill_after_map(system, splits[0]) for system in candidates]
-    return candidates[int(np.argmax(skills))]
-
-
-def _skill_after_map(system: System, split: str) -> float:
-    scores = system.on(split)
-    if scores.usable.sum() < max(ENOUGH_TO_FIT, READABLE * scores.judged.sum()):
-        return -np.inf
-    fitted = None if split == "calibration" else fitted_platt(system)
-    mapped = _crossfit(scores) if fitted is None else replace(scores, confidence=fitted(scores.confidence))
-    skill = float(brier_skill(mapped.outcomes()))
-    return -np.inf if np.isnan(skill) else skill
 
 
 def verdicts(base_seed: System, base_best: System, trained: System, *, seed: int) -> list[VerdictReport]:
@@ -384,6 +256,8 @@ def _accuracy_change(base: System, trained: System, seed: int) -> _Finding:
         f"{old.correct.mean():.3f} to {new.correct.mean():.3f} on {n} questions; had nothing been lost, "
         f"this would show with probability {found.power:.2f}"
     )
+    if found.needed is not None and found.needed > n:
+        note += f" (.80 with {found.needed} questions)"
     return _Finding(found.change, n, note)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | settings | doctor | calls`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | settings | doctor | calls`."""
 
 import argparse
 import asyncio
@@ -20,6 +20,7 @@ from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
+from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import findings
 
@@ -224,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("runs", help="list the runs")
     command.set_defaults(command=runs)
+
+    add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)

@@ -129,7 +129,7 @@ async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfi
     """One system's answers, asked in one way, and their verdicts."""
     label = f"{name} {job.elicitation}"
     generations = await infer(job, label, on)
-    verdicts = await judge(job.questions, generations, experiment.judge, label)
+    verdicts = await judge(job.questions, generations, experiment.judge, experiment.max_unjudged, label)
     return Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
 
 
@@ -149,6 +149,7 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
         {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
         experiment.prices,
+        experiment.router,
         experiment.readout,
         experiment.seed,
     )
@@ -176,7 +177,10 @@ async def teach(
         adapter=adapter,
     )
     return TrainedSystem(
-        name=name, readouts=method.readouts, answered=await answer(job, name, experiment, on)
+        name=name,
+        readouts=method.readouts,
+        adapter=adapter,
+        answered=await answer(job, name, experiment, on),
     )
 
 

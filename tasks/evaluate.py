@@ -4,6 +4,7 @@ import asyncio
 
 from calibration.artifacts import Artifact, Store
 from calibration.confidence import Readout
+from calibration.routing.goals import Goal
 from calibration.routing.rules import Prices
 from calibration.stages.baseline import Baseline
 from calibration.stages.draw import draw_figures
@@ -18,12 +19,22 @@ async def evaluate(
     trained: tuple[TrainedSystem, ...],
     missing: dict[str, str],
     prices: Prices,
+    router: Goal,
     readout: Readout,
     seed: int,
 ) -> Artifact:
     """Every number of the report."""
     return await asyncio.to_thread(
-        evaluate_systems, baseline, target, trained, missing, prices, readout, seed, Store.from_environment()
+        evaluate_systems,
+        baseline,
+        target,
+        trained,
+        missing,
+        prices,
+        router,
+        readout,
+        seed,
+        Store.from_environment(),
     )
 
 

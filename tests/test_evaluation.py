@@ -1,6 +1,7 @@
 """The evaluation assembles what the metrics say, and opens the test split for nothing else."""
 
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from calibration.metrics.outcomes import tally
 from calibration.metrics.ranking import auroc
 from calibration.records import Generation, Judged, Question, Verdict
 from calibration.results import Evaluation
+from calibration.routing.goals import CostOptimal
 from calibration.routing.rules import Prices, threshold_for_cost
 
 SIZES = {"train": 20, "calibration": 120, "validation": 80, "test": 260, "shift": 70}
+MEASURED = datetime(2026, 11, 24, tzinfo=UTC)
 PRICES = Prices(slm_cost=0.001, llm_cost=0.02, value=0.1, llm_accuracy=0.6)
 
 
@@ -92,7 +95,8 @@ def base(sizes=SIZES, *, flaws=True):
 
 
 def run(base_rows, trained=(), **settings):
-    return evaluate(base_rows, "small", trained, **{"prices": PRICES, "seed": 0, "missing": {}, **settings})
+    usual = {"prices": PRICES, "router": CostOptimal(), "measured": MEASURED, "seed": 0, "missing": {}}
+    return evaluate(base_rows, "small", trained, **{**usual, **settings})
 
 
 def taught(sizes=SIZES):

@@ -6,7 +6,8 @@ import pytest
 from calibration.errors import DataError
 from calibration.maps import fit_platt
 from calibration.metrics.scores import brier
-from calibration.verdict import Scores, System, best_base, verdicts, with_platt
+from calibration.systems import Scores, System, best_base, with_platt
+from calibration.verdict import verdicts
 
 LARGE = {"calibration": 800, "test": 4000, "shift": 800}
 SMALL = {"calibration": 400, "test": 1000, "shift": 200}

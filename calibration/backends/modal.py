@@ -7,7 +7,7 @@ crash the call is found again, and finished work is never done, or paid for, twi
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -292,16 +292,21 @@ def deployed_code() -> str:
 async def _uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     """Finish what must not be left half done before a cancellation goes on.
 
-    In a loop and a thread of its own: a signal may tear down this loop, with all that runs in it.
+    In a loop and a thread of its own: a signal cancels everything that runs in this loop. Meanwhile this
+    loop goes on, so that the other jobs of a run are stopped, too.
     """
     thread = ThreadPoolExecutor(1)
-    future = thread.submit(asyncio.run, work)
+    future = asyncio.wrap_future(thread.submit(asyncio.run, work))
     thread.shutdown(wait=False)
-    try:
-        return await asyncio.shield(asyncio.wrap_future(future))
-    except asyncio.CancelledError:
-        wait([future])
-        raise
+    stopped: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            stopped = error
+    if stopped:
+        raise stopped from future.exception()
+    return future.result()
 
 
 def _inputs(job: Job) -> list[Artifact]:

@@ -6,7 +6,7 @@ wrong than a wrong one right, so its specificity is high and its sensitivity is 
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from calibration.judges.protocol import Item
@@ -68,14 +68,15 @@ class Exact(Schema):
     def check(self, questions: Sequence[Question]) -> None:
         """Nothing can be wrong before there are answers."""
 
-    async def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict for each item, in their order."""
+    async def judge(self, items: Sequence[Item], *, progress: Callable[[float, str], None]) -> list[Verdict]:
+        """One verdict for each item, in their order; progress is told once, at the end."""
         verdicts = []
         for item in items:
             label, reason = mark(item)
             verdicts.append(
                 Verdict(question_id=item.question_id, label=label, judge=self.version, reason=reason)
             )
+        progress(1.0, f"{len(verdicts)} answers")
         return verdicts
 
 

@@ -1,6 +1,6 @@
 """What a judge is given, and what it must be able to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from calibration.records import Question, Verdict
@@ -28,5 +28,5 @@ class Judge(Protocol):
     def check(self, questions: Sequence[Question]) -> None:
         """Raise what can be known to be wrong before anything is run."""
 
-    async def judge(self, items: Sequence[Item]) -> list[Verdict]:
+    async def judge(self, items: Sequence[Item], *, progress: Callable[[float, str], None]) -> list[Verdict]:
         """One verdict for each item, in their order. What cannot be judged is `unjudged`, never wrong."""

@@ -1,19 +1,20 @@
 """Labels that somebody already has, looked up by question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from calibration.judges.protocol import Item
 from calibration.records import Label, Question, Verdict
 from calibration.sources.rows import FileRow, FileSchema, check_covered, key_rows, read_file
 
-_LABELS: dict[str, Label] = {
+LABELS: dict[str, Label] = {
     **dict.fromkeys(("1", "1.0", "true", "correct"), "correct"),
     **dict.fromkeys(("0", "0.0", "false", "incorrect"), "incorrect"),
     "not_attempted": "not_attempted",
     "unjudged": "unjudged",
     "": "unjudged",
 }
+"""What a file may say of an answer, in any case."""
 
 
 class RecordedLabels(FileSchema):
@@ -42,14 +43,15 @@ class RecordedLabels(FileSchema):
         """Raise what `judge` would raise."""
         check_covered(self.path, "a label", self._labels(), [(q.id, q.text) for q in questions])
 
-    async def judge(self, items: Sequence[Item]) -> list[Verdict]:
-        """The recorded label of each item, in their order.
+    async def judge(self, items: Sequence[Item], *, progress: Callable[[float, str], None]) -> list[Verdict]:
+        """The recorded label of each item, in their order; progress is told once, at the end.
 
         Raises:
             DataError: The file or a row cannot be used, or a question has no row.
         """
         labels, version = self._labels(), self.version
         check_covered(self.path, "a label", labels, [(item.question_id, item.question) for item in items])
+        progress(1.0, f"{len(items)} recorded labels")
         return [self._verdict(item, *labels[item.question_id], version) for item in items]
 
     def _labels(self) -> dict[str, tuple[FileRow, Label]]:
@@ -59,8 +61,8 @@ class RecordedLabels(FileSchema):
 
     def _label(self, row: FileRow) -> Label:
         text = row.text(self.label).casefold()
-        if text in _LABELS:
-            return _LABELS[text]
+        if text in LABELS:
+            return LABELS[text]
         must = "be 1, 0, true, false, correct, incorrect, not_attempted, unjudged or empty"
         raise row.error(self.label, must, row.text(self.label), "Correct the label")
 

@@ -16,8 +16,8 @@ from scipy.optimize import isotonic_regression
 from calibration.metrics.errors import BIN_SIZE
 from calibration.metrics.outcomes import FloatArray, Outcomes, tally
 from calibration.report.words import number, post_hoc, readout, shorten
-from calibration.results import Curve, Evaluation, RoutingRow, Row
-from calibration.routing.rates import rate
+from calibration.results import Curve, Evaluation, Row
+from calibration.routing.rates import RoutingRow, rate
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -28,7 +28,7 @@ FEWEST_KEPT = 20
 """Answers that a risk-coverage curve starts with: a share among fewer is noise."""
 
 SAME = 1e-9
-"""Mean confidences that differ by less belong to the same answers."""
+"""Numbers that differ by less are the same; equal mean confidences belong to the same answers."""
 
 SIMULATIONS = 200
 """Calibrated models simulated for the consistency band of one panel."""
@@ -273,6 +273,8 @@ def _panels(
 ) -> tuple["Figure", list[tuple[Curve, tuple["Axes", ...]]]]:
     """A grid with one cell a curve, each a stack of axes that share x; every map begins a new row.
 
+    Of a single system the maps stand side by side.
+
     All lengths are inches: panels keep their size whatever is written around them.
 
     Args:
@@ -285,6 +287,7 @@ def _panels(
 
     maps = dict.fromkeys(curve.map for curve in curves)
     blocks = [[curve for curve in curves if curve.map == name] for name in maps]
+    blocks = blocks if max(map(len, blocks)) > 1 else [list(curves)]
     widest = max(map(len, blocks))
     columns = widest if widest <= len(_PANEL_WIDTHS) else min(len(_PANEL_WIDTHS), -(-widest // 2))
     places, lines = [], 0
@@ -415,8 +418,13 @@ def _kept_words(row: RoutingRow) -> str:
 
 
 def _short_numbers(axes: "Axes") -> None:
+    def short(value: float, _: float) -> str:
+        if abs(value - round(value)) < SAME:
+            return f"{value:.0f}"
+        return number(value, 1 if abs(10 * value - round(10 * value)) < SAME else 2)
+
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: number(value, 1) if round(value, 6) % 1 else f"{value:.0f}")
+        axis.set_major_formatter(short)
 
 
 def _hint(axes: "Axes", label: str, **look: Any) -> None:  # noqa: ANN401 - whatever a matplotlib line takes

@@ -14,6 +14,7 @@ from pydantic import JsonValue, field_validator
 from calibration.report import words
 from calibration.report.words import criterion, duration, interval, joined, number
 from calibration.results import LEVELS, Evaluation, Level, Outcome, Row, StageRecord, VerdictReport
+from calibration.routing.policy import RouterPolicy
 from calibration.schema import Schema
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class RenderedReport:
     """Every number, under the names of `calibration.results`."""
     figures: Mapping[str, bytes]
     """File name -> file, as `draw` made them."""
+    policy: RouterPolicy | None
+    """The recommended system's, for a router to read."""
 
     def files(self) -> dict[str, bytes]:
         """File name -> content of all that belongs in a report's folder."""
@@ -76,6 +79,8 @@ class RenderedReport:
             "report.md": self.markdown,
             "report.json": json.dumps(self.json, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         }
+        if self.policy is not None:
+            texts["router_policy.json"] = self.policy.model_dump_json(indent=1) + "\n"
         return {name: text.encode() for name, text in texts.items()} | dict(self.figures)
 
     def standalone_markdown(self) -> str:
@@ -94,6 +99,8 @@ class Answer:
     outcome: Outcome | None
     """None for what is no verdict."""
     sentence: str
+    badge: str = ""
+    """What stands in place of an outcome."""
 
 
 def render(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) -> RenderedReport:
@@ -111,6 +118,7 @@ def render(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) 
         info=info,
         answers=answers(evaluation),
         decisive=decisive,
+        recommended=recommended(evaluation),
         pictures={name.removesuffix(".svg"): uri for name, uri in pictures.items() if name.endswith(".svg")},
         main=main,
         asides=[row for row in evaluation.rows if row.model == target and row not in main],
@@ -125,6 +133,7 @@ def render(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) 
         summary=summary(evaluation),
         json=numbers(evaluation, info),
         figures=figures,
+        policy=evaluation.policies.get(recommended(evaluation)),
     )
 
 
@@ -154,9 +163,10 @@ def answers(evaluation: Evaluation) -> tuple[Answer, ...]:
     graded = [verdict for verdict in evaluation.verdicts if not verdict.literal]
     methods = [_method_answer(system, verdicts) for system, verdicts in grouped(graded, "system")]
     gaps = [
-        Answer(gap.system, None, f"{gap.system} has no numbers: {gap.reason}") for gap in evaluation.missing
+        Answer(gap.system, None, f"{gap.system} has no numbers: {gap.reason}", "missing")
+        for gap in evaluation.missing
     ]
-    return (*_base_answer(evaluation), *methods, *gaps)
+    return (*_base_answer(evaluation), *methods, *gaps, *_router_answer(evaluation))
 
 
 def _base_answer(evaluation: Evaluation) -> list[Answer]:
@@ -164,11 +174,41 @@ def _base_answer(evaluation: Evaluation) -> list[Answer]:
     if row is None:
         return []
     sentence = (
-        f"Untrained, {row.model} is right in {number(row.accuracy)} of {row.n} questions and "
+        f"As it is, {row.model} is right in {number(row.accuracy)} of {row.n} questions and "
         f"{number(row.mean_confidence)} confident on average. Its RMS calibration error is "
         f"{number(row.rms)}; if calibrated, it would score about {number(row.rms_floor)}."
     )
-    return [Answer("base", None, sentence)]
+    return [Answer("base", None, sentence, "as it is")]
+
+
+def recommended(evaluation: Evaluation) -> str:
+    """The system a router should use: of those that reach the highest level the first, else the base."""
+    reached = {
+        verdict.system: LEVELS.index(verdict.level)
+        for verdict in evaluation.verdicts
+        if not verdict.literal and verdict.outcome == "pass"
+    }
+    return max(reached, key=reached.__getitem__, default="base")
+
+
+def _router_answer(evaluation: Evaluation) -> list[Answer]:
+    """What a router may do with the recommended system."""
+    system = recommended(evaluation)
+    policy = evaluation.policies.get(system)
+    if policy is None:
+        return []
+    expected = policy.expected
+    kept = 1 - (expected.escalated.value or 0)
+    if policy.threshold is None:
+        reason = policy.feasibility.reason or "no answer is sure enough"
+        sentence = f"Escalate every answer of {system}: {reason}."
+    else:
+        sentence = (
+            f"Keep an answer of {system} whose calibrated probability is at least "
+            f"{number(policy.threshold)}: that is {number(kept)} of the answers, "
+            f"{number(expected.kept_accuracy.value)} of them right. Escalate the rest."
+        )
+    return [Answer(system, None, sentence, "router")]
 
 
 def _method_answer(system: str, verdicts: Sequence[VerdictReport]) -> Answer:
@@ -348,6 +388,7 @@ def _page() -> "Template":
     environment.filters |= {
         "amount": words.amount,
         "duration": duration,
+        "figure": words.figure,
         "grouped": grouped,
         "map_words": words.post_hoc,
         "number": number,
@@ -357,7 +398,9 @@ def _page() -> "Template":
     }
     environment.globals |= {
         "criterion": criterion,
+        "FIGURES": words.FIGURES,
         "interval": interval,
+        "number": number,
         "OUTCOMES": words.OUTCOMES,
         "SIGNS": words.SIGNS,
     }

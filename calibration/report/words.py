@@ -52,6 +52,35 @@ CRITERIA = {
 }
 
 
+FIGURES = {
+    "accuracy": ("accuracy", "Share of right answers, readable or not"),
+    "mean_confidence": ("mean confidence", "Of the readable answers; above the accuracy: overconfident"),
+    "rms": ("RMS", "Root mean square gap between confidence and accuracy over bins of 100 answers"),
+    "rms_floor": ("RMS floor", "What a perfectly calibrated model with these confidences scores by chance"),
+    "rms_debiased": ("RMS, debiased", "What is left of it without chance's share"),
+    "rms_hle": ("RMS, HLE", "As published with HLE: the most confident bin is never counted"),
+    "l1": ("L1", "Mean gap over the same bins"),
+    "max_error": ("largest gap", "Of the worst of these bins"),
+    "ece": ("ECE", "Mean gap over 15 bins of equal width, as most papers report it"),
+    "smooth_ece": ("smooth ECE", "The gap without bins, smoothed over its own width"),
+    "brier": ("Brier", "Mean squared difference between confidence and correctness; lower is better"),
+    "miscalibration": ("miscalibration", "Part of the Brier score that a perfect post-hoc map would remove"),
+    "discrimination": ("discrimination", "What the confidence knows of the answers; no map adds to it"),
+    "uncertainty": ("uncertainty", "Brier score of a constant at the accuracy"),
+    "log_loss": ("log loss", "Mean of -ln of the probability given to what happened; lower is better"),
+    "auroc": ("AUROC", "Probability that a right answer is more confident than a wrong one; .5 is chance"),
+    "average_precision": ("average precision", "Mean accuracy of the answers kept, over the right ones"),
+    "aurc": ("AURC", "Mean share of wrong answers among the most confident; lower is better"),
+    "excess_aurc": ("excess AURC", "AURC beyond that of an oracle with the same accuracy"),
+    "augrc": ("AUGRC", "Mean share of all answers that are wrong and kept; lower is better"),
+    "rejection_ratio": ("rejection ratio", "Share of an oracle's gain over random rejection; 0 is chance"),
+    "levels": ("distinct confidences", "How many values occur"),
+    "effective_levels": ("effective levels", "How many are really used, to two decimals; 1 for a constant"),
+    "top_two_share": ("top two", "Share of the two most frequent confidences"),
+}
+"""Name and meaning of every figure of a row, in the order in which they are shown."""
+
+
 def readout(name: str) -> str:
     """The words for a readout."""
     return READOUTS.get(name, name)
@@ -88,6 +117,15 @@ def number(value: float | None, digits: int | None = None) -> str:
     text = f"{abs(value):.{digits}f}"
     sign = "-" if value < 0 and float(text) else ""
     return sign + (text[1:] if text.startswith("0.") else text)
+
+
+def figure(value: float | None) -> str:
+    """A figure of a row: a count stays whole.
+
+    >>> figure(1278), figure(0.25), figure(None)
+    ('1278', '.250', 'n/a')
+    """
+    return str(value) if isinstance(value, int) else number(value)
 
 
 def joined(names: Iterable[str]) -> str:

@@ -2,12 +2,76 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv
 
-from calibration.errors import DataError
-from calibration.metrics.outcomes import tally
-from calibration.results import Rate, RoutingRow
+from calibration.metrics.inference import exact_interval
+from calibration.metrics.outcomes import BoolArray, tally
 from calibration.routing.rules import Prices, Rule
+from calibration.schema import Schema
+
+
+class Rate(Schema):
+    """A share with its exact (Clopper-Pearson) 95 % interval."""
+
+    count: int
+    total: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Figures(Schema):
+    """What happens when some answers are kept and the others escalated."""
+
+    escalated: Rate
+    kept_accuracy: Rate
+    false_escalations: Rate
+    """Right answers that are escalated, among right answers."""
+    missed_errors: Rate
+    """Wrong answers that are kept, among wrong answers."""
+    system_accuracy: float
+    """With the large model's assumed accuracy on what is escalated."""
+    cost_per_question: float
+    """In the currency of the prices; every question pays the small model."""
+
+
+class RoutingRow(Figures):
+    """What a router does with one system at one threshold."""
+
+    system: str
+    readout: str
+    map: str
+    rule: str
+    """`reference 0.7`, or `cost-optimal`."""
+    threshold: float
+
+
+def figures(kept: BoolArray, correct: ArrayLike, prices: Prices) -> Figures:
+    """Count what happens to judged answers of which some are kept.
+
+    Args:
+        kept: Shape [n], whether each answer is kept.
+        correct: Shape [n], each 0 or 1.
+        prices: Costs, and the large model's accuracy on what is escalated.
+
+    Raises:
+        DataError: No answers, or a mark that is neither 0 nor 1.
+
+    >>> found = figures(np.array([True, True, False]), [1, 0, 1], Prices(llm_accuracy=0.7))
+    >>> found.kept_accuracy.value, round(found.system_accuracy, 6)  # (1 + 0 + .7) / 3
+    (0.5, 0.566667)
+    """
+    is_right = np.asarray(correct, dtype=np.float64) == 1
+    tally(np.zeros(kept.shape), correct)
+    n, n_kept, n_right = kept.size, int(kept.sum()), int(is_right.sum())
+    kept_right = int((kept & is_right).sum())
+    return Figures(
+        escalated=rate(n - n_kept, n),
+        kept_accuracy=rate(kept_right, n_kept),
+        false_escalations=rate(n_right - kept_right, n_right),
+        missed_errors=rate(n_kept - kept_right, n - n_right),
+        system_accuracy=(kept_right + (n - n_kept) * prices.llm_accuracy) / n,
+        cost_per_question=prices.slm_cost + (n - n_kept) / n * prices.llm_cost,
+    )
 
 
 def route(
@@ -36,37 +100,23 @@ def route(
     """
     values, marks = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     tally(np.where(np.isnan(values), 0.0, values), marks)
-    kept, is_right = rule.keeps(values), marks == 1
-    n, n_kept = values.size, int(kept.sum())
-    kept_right = int((kept & is_right).sum())
-    n_right = int(is_right.sum())
     return RoutingRow(
         system=system,
         readout=readout,
         map=map_name,
         rule=rule.name,
         threshold=rule.threshold,
-        escalated=rate(n - n_kept, n),
-        kept_accuracy=rate(kept_right, n_kept),
-        false_escalations=rate(n_right - kept_right, n_right),
-        missed_errors=rate(n_kept - kept_right, n - n_right),
-        system_accuracy=(kept_right + (n - n_kept) * prices.llm_accuracy) / n,
-        cost_per_question=prices.slm_cost + (n - n_kept) / n * prices.llm_cost,
+        **dict(figures(rule.keeps(values), marks, prices)),
     )
 
 
 def rate(count: int, total: int) -> Rate:
     """A share with its exact 95 % interval; None throughout when there is nothing to share.
 
-    Source: Clopper and Pearson 1934.
-
-    >>> round(rate(0, 10).high, 6)  # 1 - .025 ** (1 / 10)
-    0.308497
+    Raises:
+        DataError: The count is no part of the total.
     """
-    if not 0 <= count <= total:
-        raise DataError(f"a share must count from 0 to its total; got {count} of {total}")
-    if total == 0:
+    if total == 0 == count:
         return Rate(count=0, total=0, value=None, low=None, high=None)
-    low = betaincinv(count, total - count + 1, 0.025) if count else 0.0
-    high = betaincinv(count + 1, total - count, 0.975) if count < total else 1.0
-    return Rate(count=count, total=total, value=count / total, low=float(low), high=float(high))
+    low, high = exact_interval(count, total)
+    return Rate(count=count, total=total, value=count / total, low=low, high=high)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
 
-from calibration.metrics.outcomes import BoolArray
+from calibration.errors import DataError
+from calibration.metrics.outcomes import BoolArray, tally
 from calibration.schema import Schema
 
 
@@ -38,6 +39,44 @@ def threshold_for_cost(prices: Prices) -> float:
     return prices.llm_accuracy - prices.llm_cost / prices.value
 
 
+def threshold_for_budget(confidence: ArrayLike, escalated: float) -> float:
+    """Confidence from which to keep, so that at most a given share of the answers is escalated.
+
+    Of the thresholds that stay within the budget it is the highest, so the budget is spent as far as ties
+    allow: equal confidences are kept or escalated together. Marks play no part, so this needs no judge.
+
+    Args:
+        confidence: Shape [n], each in [0, 1] or nan (unreadable: always escalated).
+        escalated: Largest share of the answers to escalate, in [0, 1].
+
+    Returns:
+        One of the confidences: keep iff confidence >= it. nan, which no confidence reaches, when the
+        budget pays for every answer.
+
+    Raises:
+        DataError: The unreadable answers alone exceed the budget, or a value is out of range.
+
+    >>> threshold_for_budget([0.2, 0.4, 0.6, 0.8], 0.5)
+    0.6
+    >>> threshold_for_budget([0.2, 0.4, 0.4, 0.8], 0.5)  # .4 and .4 go together; both would be 3 of 4
+    0.4
+    """
+    values = np.asarray(confidence, dtype=np.float64)
+    is_readable = ~np.isnan(values)
+    tally(np.where(is_readable, values, 0.0), np.zeros(values.shape))
+    if not 0 <= escalated <= 1:
+        raise DataError(f"escalated must be a share in [0, 1] (divide percentages by 100); got {escalated}")
+    unreadable = int((~is_readable).sum())
+    spare = int(escalated * values.size + 1e-9) - unreadable  # .29 * 100 is 28.999999999999996
+    if spare < 0:
+        raise DataError(
+            f"escalated must be at least {unreadable / values.size:g}, the share of answers without a "
+            f"readable confidence; got {escalated}. Raise the budget, or make more confidences readable"
+        )
+    ascending = np.sort(values[is_readable])
+    return float(ascending[spare]) if spare < ascending.size else float("nan")
+
+
 @dataclass(frozen=True)
 class Rule:
     """When to keep the small model's answer."""
@@ -60,3 +99,8 @@ REFERENCE = Rule("reference 0.7", 0.7, is_strict=True)
 def cost_optimal(prices: Prices) -> Rule:
     """Keep iff the confidence reaches `threshold_for_cost`."""
     return Rule("cost-optimal", threshold_for_cost(prices), is_strict=False)
+
+
+def within_budget(confidence: ArrayLike, escalated: float) -> Rule:
+    """Escalate at most a share of the answers; see `threshold_for_budget`."""
+    return Rule(f"budget {escalated:g}", threshold_for_budget(confidence, escalated), is_strict=False)

@@ -176,7 +176,8 @@ def check_covered(path: Path, what: str, keyed: Collection[str], asked: Iterable
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path} must be a data file; there is no such file. Check `path`")
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path} must be a data file; {found}. Check its name")
 
 
 def _load(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:

@@ -1,9 +1,13 @@
 """Stage `evaluate`: from judged answers to numbers."""
 
 from calibration.artifacts import Artifact, Store
-from calibration.confidence import Readout
+from calibration.confidence import READOUTS, Readout
 from calibration.evaluation import Trained, evaluate
+from calibration.prompts import PROMPTS
+from calibration.records import Verdict
 from calibration.results import Evaluation
+from calibration.routing.goals import Goal
+from calibration.routing.policy import Digests
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.stages.baseline import Answered, Baseline
@@ -17,6 +21,8 @@ class TrainedSystem(Schema):
     name: str
     readouts: tuple[Readout, ...]
     """The main one first."""
+    adapter: Artifact
+    """What training made."""
     answered: Answered
 
 
@@ -26,6 +32,7 @@ def evaluate_systems(
     trained: tuple[TrainedSystem, ...],
     missing: dict[str, str],
     prices: Prices,
+    router: Goal,
     readout: Readout,
     seed: int,
     store: Store,
@@ -37,13 +44,34 @@ def evaluate_systems(
         target,
         [Trained(s.name, s.readouts, s.answered.judged(questions, store)) for s in trained],
         prices=prices,
+        router=router,
+        measured=min(store.made(a.verdicts) for m in baseline.models for a in m.answered),
         seed=seed,
         seed_readout=readout,
         missing=missing,
     )
+    before = baseline.of(target)
+    asked = next(a for a in before.answered if readout in READOUTS[a.elicitation])
+    origins = {"base": _origin(baseline, before.weights, asked, store)}
+    origins |= {s.name: _origin(baseline, s.adapter, s.answered, store) for s in trained}
+    policies = {
+        name: policy.model_copy(update={"digests": origins[name]})
+        for name, policy in evaluation.policies.items()
+    }
+    evaluation = evaluation.model_copy(update={"policies": policies})
     with store.draft() as draft:
         (draft / EVALUATION).write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
         return store.keep("evaluation", draft)
+
+
+def _origin(baseline: Baseline, model: Artifact | None, answered: Answered, store: Store) -> Digests:
+    """What a system's figures were made from."""
+    judges = {verdict.judge for verdict in store.load_rows(answered.verdicts, Verdict)}
+    return Digests(
+        data=baseline.questions.sha256,
+        model=model.sha256 if model else None,
+        protocol=", ".join([PROMPTS[answered.elicitation].version, *sorted(judges)]),
+    )
 
 
 def load_evaluation(evaluation: Artifact, store: Store) -> Evaluation:

@@ -13,6 +13,11 @@ from sklearn.metrics import cohen_kappa_score
 from calibration.judges import Exact, Item
 from calibration.sources.simpleqa import SimpleQA
 
+
+def ignore(fraction, note):
+    pass
+
+
 DATA = pytest.mark.skipif(
     "SLM_CALIBRATION_DATA" not in os.environ, reason="SLM_CALIBRATION_DATA names no folder with the data"
 )
@@ -23,7 +28,7 @@ def item(answer, *golds, question="?", answer_type=None):
 
 
 def label(answer, *golds, **about):
-    return asyncio.run(Exact().judge([item(answer, *golds, **about)]))[0].label
+    return asyncio.run(Exact().judge([item(answer, *golds, **about)], progress=ignore))[0].label
 
 
 @pytest.mark.parametrize(
@@ -212,10 +217,10 @@ def test_hostile_answers_are_never_correct(answer):
 
 def test_every_verdict_names_its_judge_its_question_and_the_rule():
     items = [item("Paris", "paris"), item("7", "seven").model_copy(update={"question_id": "r"})]
-    first, second = asyncio.run(Exact().judge(items))
+    first, second = asyncio.run(Exact().judge(items, progress=ignore))
     assert (first.question_id, first.judge, first.reason) == ("q", "exact@1", "same words")
     assert (second.question_id, second.reason) == ("r", "same number")
-    assert asyncio.run(Exact().judge([])) == []
+    assert asyncio.run(Exact().judge([], progress=ignore)) == []
 
 
 @DATA
@@ -223,7 +228,7 @@ def test_every_simpleqa_answer_is_right_against_itself_and_in_a_sentence():
     questions = simpleqa()
     for dress in ("{}", "{}.", '"{}"', "**{}**", "The answer is {}."):
         items = [as_item(q, dress.replace("{}", q.answers[0])) for q in questions]
-        verdicts = asyncio.run(Exact().judge(items))
+        verdicts = asyncio.run(Exact().judge(items, progress=ignore))
         assert [v for v in verdicts if v.label != "correct"] == []
 
 
@@ -240,7 +245,7 @@ def test_the_answer_of_another_simpleqa_question_is_wrong_unless_it_says_the_sam
             for one, other in zip(questions, others, strict=True)
             if one.answers[0].casefold() != other.answers[0].casefold()
         ]
-    verdicts = asyncio.run(Exact().judge(items))
+    verdicts = asyncio.run(Exact().judge(items, progress=ignore))
     taken = [verdict.reason for verdict in verdicts if verdict.label == "correct"]
     assert len(items) > 4300
     assert len(taken) < 0.004 * len(items)
@@ -259,7 +264,7 @@ def test_it_agrees_with_the_recorded_labels_of_real_answers():
             frame["question"], frame["target"], frame["extracted_answer"], strict=True
         )
     ]
-    said = pd.Series([v.is_correct for v in asyncio.run(Exact().judge(items))])
+    said = pd.Series([v.is_correct for v in asyncio.run(Exact().judge(items, progress=ignore))])
     recorded = (frame["extracted_prom46_score"] == "1.0").reset_index(drop=True)
     assert (~said[~recorded]).mean() > 0.99
     assert said[recorded].mean() > 0.65

@@ -10,6 +10,10 @@ from calibration.records import Question
 from calibration.sources.rows import question_id
 
 
+def ignore(fraction, note):
+    pass
+
+
 def labels(tmp_path, text, name="labels.csv", **settings):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
@@ -21,7 +25,7 @@ def item(question, answer="x", key=None):
 
 
 def judge(judge, *items):
-    return asyncio.run(judge.judge(items))
+    return asyncio.run(judge.judge(items, progress=ignore))
 
 
 @pytest.mark.parametrize(

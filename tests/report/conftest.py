@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from calibration.records import Elicitation, Generation, Judged, Question, Split
 from calibration.report.figures import draw
 from calibration.report.page import RenderedReport, RunInfo, render
 from calibration.results import Evaluation, StageRecord
+from calibration.routing.goals import CostOptimal
 from calibration.routing.rules import Prices
 
 HOSTILE = "<script>alert(1)</script>"
@@ -105,6 +107,8 @@ def evaluated(simulated, methods: tuple[str, ...] = ("dpo", "implicit")) -> Eval
         "google/gemma-2-2b-it",
         [Trained(name, readouts[name], simulated[name]) for name in methods],
         prices=Prices(llm_accuracy=0.8),
+        router=CostOptimal(),
+        measured=datetime(2026, 11, 24, 10, tzinfo=UTC),
         seed=0,
         missing={"hybrid": f"JobError: loss is not finite {HOSTILE}"} if methods else {},
     )

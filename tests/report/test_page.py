@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from calibration.report.figures import draw
-from calibration.report.page import RunInfo, answers, decisive, render
+from calibration.report.page import RunInfo, answers, decisive, recommended, render
 from calibration.results import (
     LEVELS,
     Curve,
@@ -21,6 +21,7 @@ from calibration.results import (
     Row,
     VerdictReport,
 )
+from calibration.routing.policy import RouterPolicy
 
 HOSTILE = "<script>alert(1)</script>"
 VOID = {"meta", "img", "br"}
@@ -193,8 +194,16 @@ def test_standalone_markdown_carries_its_pictures_and_stays_small(report, figure
     assert len(text) < 1_000_000
 
 
-def test_files_are_the_three_texts_and_the_pictures(report, figures):
-    assert set(report.files()) == {"report.html", "report.md", "report.json", *figures}
+def test_files_are_the_texts_the_pictures_and_the_policy(report, figures):
+    texts = {"report.html", "report.md", "report.json", "router_policy.json"}
+    assert set(report.files()) == texts | set(figures)
+
+
+def test_the_policy_beside_the_page_is_the_recommended_systems(report, evaluation):
+    name = recommended(evaluation)
+    assert RouterPolicy.model_validate_json(report.files()["router_policy.json"]) == evaluation.policies[name]
+    passed = {v.system for v in evaluation.verdicts if v.outcome == "pass" and not v.literal}
+    assert name in (passed or {"base"})
 
 
 def test_rendering_twice_gives_the_same_files(report, evaluation, info, figures):
@@ -212,7 +221,7 @@ def test_the_summary_says_the_answer_and_fits_a_terminal(report, evaluation):
 def test_a_baseline_without_methods_is_a_report_of_its_own(baseline_only, info):
     report = render(baseline_only, info, draw(baseline_only))
     text = words(report.html)
-    assert "Untrained, google/gemma-2-2b-it is right in" in text
+    assert "As it is, google/gemma-2-2b-it is right in" in text
     assert 'id="verdicts"' not in report.html
     assert "## Verdict" not in report.markdown
     assert report.json["verdicts"] == []

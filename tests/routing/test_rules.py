@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from calibration.errors import DataError
-from calibration.routing.rates import rate, route
-from calibration.routing.rules import REFERENCE, Prices, Rule, cost_optimal, threshold_for_cost
+from calibration.routing.rates import figures, rate, route
+from calibration.routing.rules import (
+    REFERENCE,
+    Prices,
+    Rule,
+    cost_optimal,
+    threshold_for_budget,
+    threshold_for_cost,
+    within_budget,
+)
 
 NAMES = {"system": "base", "readout": "geometric_mean", "map_name": "none"}
 
@@ -37,6 +47,24 @@ def test_a_routing_row_counts_what_happens():
     assert (row.missed_errors.count, row.missed_errors.total) == (2, 4)
     assert row.system_accuracy == pytest.approx((2 + 4 * 0.5) / 8)
     assert row.cost_per_question == pytest.approx(0.01 + 0.5)
+
+
+def test_keeping_nothing_or_everything_has_figures_too():
+    prices = Prices(slm_cost=0.01, llm_cost=1.0, llm_accuracy=0.75)
+    nothing = figures(np.array([False, False]), [1, 0], prices)
+    assert (nothing.kept_accuracy.value, nothing.system_accuracy, nothing.cost_per_question) == (
+        None,
+        0.75,
+        1.01,
+    )
+    everything = figures(np.array([True, True]), [1, 0], prices)
+    assert (everything.escalated.value, everything.system_accuracy, everything.cost_per_question) == (
+        0,
+        0.5,
+        0.01,
+    )
+    with pytest.raises(DataError, match=r"correct\[1\].*got 2"):
+        figures(np.array([True, True]), [1, 2], prices)
 
 
 def test_the_reference_is_strict_and_the_cost_rule_is_not():
@@ -76,3 +104,42 @@ def test_wrong_input_is_named():
         route([70, 0.2], [1, 0], REFERENCE, Prices(), **NAMES)
     with pytest.raises(ValidationError, match="value"):
         Prices(value=0)
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, np.nan]), min_size=1, max_size=12),
+    st.integers(0, 12),
+)
+def test_a_budget_is_spent_as_far_as_ties_allow(confidence, affordable):
+    """Against trying every threshold that there is."""
+    values = np.array(confidence)
+    escalated = min(affordable, values.size) / values.size
+    possible = [int((~(values >= t)).sum()) for t in {*confidence, 2.0} if not np.isnan(t)]
+    within = [count for count in possible if count <= min(affordable, values.size)]
+    if not within:
+        with pytest.raises(DataError, match="Raise the budget"):
+            threshold_for_budget(values, escalated)
+        return
+    rule = within_budget(values, escalated)
+    assert int((~rule.keeps(values)).sum()) == max(within)
+
+
+def test_a_budget_for_everything_escalates_everything():
+    assert np.isnan(threshold_for_budget([0.3, 1.0], 1.0))
+    assert not within_budget([0.3, 1.0], 1.0).keeps([0.3, 1.0]).any()
+    assert threshold_for_budget([0.3, 1.0], 0.0) == 0.3
+
+
+@pytest.mark.parametrize("percent", range(101))
+def test_a_share_that_is_a_whole_number_of_answers_pays_for_all_of_them(percent):
+    confidence = np.linspace(0, 1, 100)
+    assert (~within_budget(confidence, percent / 100).keeps(confidence)).sum() == percent
+
+
+def test_what_is_no_share_is_no_budget():
+    with pytest.raises(DataError, match=r"escalated.*got 30"):
+        threshold_for_budget([0.1, 0.2], 30)
+    with pytest.raises(DataError, match=r"confidence\[1\].*got 2"):
+        threshold_for_budget([0.1, 2.0], 0.3)
+    with pytest.raises(DataError, match=r"at least 0\.5, the share of answers without"):
+        threshold_for_budget([0.1, np.nan], 0.3)
