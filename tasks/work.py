@@ -11,24 +11,24 @@ from tasks.stage import stage
 
 
 async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> Artifact:
-    key = work_key({"job": job}, [], job.libraries)
+    key = work_key({"job": job})
     async with reporting(title) as progress:
         return await on.run(job, key, Store.from_environment(), progress)
 
 
-@stage("calibration.jobs.obtain", libraries=Obtain.libraries, name="obtain {label}")
+@stage("calibration.jobs.obtain", name="obtain {label}")
 async def obtain(job: Obtain, label: str, on: BackendConfig) -> Artifact:
     """A model's weights."""
     return await _send(job, f"obtain {label}", on)
 
 
-@stage("calibration.jobs.infer", libraries=Infer.libraries, name="infer {label}")
+@stage("calibration.jobs.infer", name="infer {label}")
 async def infer(job: Infer, label: str, on: BackendConfig) -> Artifact:
     """A model's answers."""
     return await _send(job, f"infer {label}", on)
 
 
-@stage("calibration.jobs.train", libraries=Train.libraries, name="train {label}")
+@stage("calibration.jobs.train", name="train {label}")
 async def train(job: Train, label: str, on: BackendConfig) -> Artifact:
     """A method's adapter."""
     return await _send(job, f"train {label}", on)

@@ -195,7 +195,7 @@ class Modal(Schema):
             if weights is not None:
                 # Fetched by a container without a GPU, so that no GPU waits for a download.
                 fetch = Obtain(weights=weights)
-                await self.run(fetch, work_key({"job": fetch}, [], fetch.libraries), store, progress)
+                await self.run(fetch, work_key({"job": fetch}), store, progress)
             await self._patiently(partial(remote.put, artifact, store))
 
     async def _begin(self, job: Job, key: str, ledger: Ledger) -> Call:

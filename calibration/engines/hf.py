@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class Hf(Schema):
     """Greedy decoding with transformers, on a GPU when there is one."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
+
     kind: Literal["hf"] = "hf"
     max_tokens: int = Field(default=40, ge=1)
     """Longest reply, in tokens; a reply that reaches it is marked, not dropped."""
@@ -41,6 +43,10 @@ class Hf(Schema):
 
     def check(self, questions: Sequence[Question], elicitations: Sequence[Elicitation]) -> None:
         """Nothing can be known to be wrong before the model is there."""
+
+    def prompts(self, chat: Chat, questions: Sequence[Question], elicitation: Elicitation) -> list[list[int]]:
+        """What is put to the model, checked against its chat template and its context."""
+        return chat.prompts(questions, elicitation, self.max_tokens)
 
     def generate(
         self,
@@ -67,7 +73,7 @@ class Hf(Schema):
         if model is None:
             raise ConfigurationError("engine hf must have a model; give the model entry `weights`")
         speaker = Speaker.load(model, adapter, self.dtype)
-        prompts = speaker.prompts(questions, elicitation, self.max_tokens)
+        prompts = self.prompts(speaker, questions, elicitation)
         # Longest first: the largest batch comes first, and rows of one batch need little padding.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         replies: dict[int, Generation] = {}

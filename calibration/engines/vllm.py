@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """What vLLM is told by environment variables, where the caller has not set them otherwise."""
+
+RELEASE = "0.32.0"
+"""The release of vLLM that answers. It is part of every cache key, since this module's code is, and vLLM need
+not be installed where the key is made."""
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for; an adapter takes the next larger one."""
@@ -64,6 +69,14 @@ class Vllm(Schema):
     def check(self, questions: Sequence[Question], elicitations: Sequence[Elicitation]) -> None:
         """Nothing can be known to be wrong before the model is there; vLLM may be on another machine."""
 
+    def prompts(self, chat: Chat, questions: Sequence[Question], elicitation: Elicitation) -> list[list[int]]:
+        """What is put to the model, checked against its chat template and its context."""
+        return chat.prompts(questions, elicitation, self._room(chat, elicitation))
+
+    def _room(self, chat: Chat, elicitation: Elicitation) -> int:
+        """Tokens behind a prompt: behind a reply's last one, the longest stated number must still fit."""
+        return self.max_tokens + (chat.numbers("").depth if elicitation == "stated" else 0)
+
     def generate(
         self,
         questions: Sequence[Question],
@@ -96,14 +109,15 @@ class Vllm(Schema):
                 "engine vllm must run where vLLM is installed; it is not installed here. Send the work to a "
                 'GPU with --backend modal, or set the engine to kind = "hf"'
             )
+        if (found := _release()) != RELEASE:
+            raise ConfigurationError(f"engine vllm must run with vLLM {RELEASE}; installed is {found}")
         if not questions:
             return []
         chat = Chat.of(model)
-        # Behind the last token of a reply, the longest stated number must still fit.
-        room = self.max_tokens + (chat.numbers("").depth if elicitation == "stated" else 0)
-        prompts = chat.prompts(questions, elicitation, room)
+        prompts = self.prompts(chat, questions, elicitation)
+        longest = max(map(len, prompts)) + self._room(chat, elicitation)
         # In steps, since what vLLM compiles is good for one length only.
-        context = min(chat.limit, -(-(max(map(len, prompts)) + room) // CONTEXT_STEP) * CONTEXT_STEP)
+        context = min(chat.limit, -(-longest // CONTEXT_STEP) * CONTEXT_STEP)
         replies: list[Generation] = []
         with _environment(), closing(Speaker(chat, self, model, adapter, context)) as speaker:
             for start in range(0, len(questions), self.chunk_size):
@@ -231,6 +245,12 @@ class Speaker:
             lora_request=self.lora,
         )
         return [output.outputs[0] for output in outputs]
+
+
+def _release() -> str:
+    """What is installed, whatever its distribution is called: the one for CPUs has another name."""
+    with _environment():
+        return str(import_module("vllm.version").__version__)
 
 
 @contextmanager

@@ -248,6 +248,15 @@ def test_a_prompt_that_does_not_fit_is_refused_before_the_model_is_loaded(random
         ENGINE.generate(long, "plain", model=random_model, adapter=None, progress=print)
 
 
+@with_vllm
+@of_its_own
+@pytest.mark.vllm
+def test_another_release_than_the_key_names_is_refused(talker, monkeypatch):
+    monkeypatch.setattr("calibration.engines.vllm.RELEASE", "0.31.0")
+    with pytest.raises(ConfigurationError, match=r"must run with vLLM 0\.31\.0; installed is 0\.32\.0"):
+        ENGINE.generate(QUESTIONS[:1], "plain", model=talker, adapter=None, progress=lambda *_: None)
+
+
 @without_vllm
 def test_without_vllm_the_error_says_what_to_do(tmp_path):
     with pytest.raises(
