@@ -22,7 +22,7 @@ from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
-from deployments.doctor import findings
+from deployments.doctor import check_models, findings
 
 BACKENDS = ("local", "modal")
 
@@ -110,6 +110,8 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
     preflight(experiment)
     Store.from_environment().check_writable()
     asyncio.run(on.check(Store.from_environment()))
+    if run is None:
+        asyncio.run(check_models(on, experiment))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 

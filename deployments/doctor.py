@@ -5,12 +5,17 @@ from typing import NamedTuple
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
+from calibration.backends.exam import Exam
 from calibration.backends.ledger import Ledger
 from calibration.backends.modal import PRICED, SECRET, TOKEN, Modal, deployed_code
 from calibration.backends.wire import APP
 from calibration.config import Experiment
-from calibration.errors import CalibrationError
+from calibration.errors import CalibrationError, ConfigurationError
 from calibration.models.hub import Hub
+from calibration.preflight import preflight
+
+LONGEST = 100
+"""So many of the questions, by characters, are put to the doctor."""
 
 
 class Finding(NamedTuple):
@@ -36,8 +41,35 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
         _budget(on, store),
     ]
     if app.is_well:
-        found += await _container(on, _hub_models(experiment))
+        found += await _container(on, exams(experiment) if experiment else [])
     return found
+
+
+async def check_models(on: BackendConfig, experiment: Experiment) -> None:
+    """Let a container without a GPU see that every model of the hub can be had and asked.
+
+    Raises:
+        ConfigurationError: One can't; says why.
+    """
+    if isinstance(on, Modal) and (asked := exams(experiment)):
+        said = await on.examine(asked)
+        if wrong := next(filter(None, said["models"].values()), None):
+            raise ConfigurationError(wrong)
+
+
+def exams(experiment: Experiment) -> list[Exam]:
+    """What is asked of each model of the hub before a GPU is."""
+    questions = sorted(preflight(experiment), key=lambda question: len(question.text))[-LONGEST:]
+    return [
+        Exam(
+            weights=model.weights,
+            engine=model.engine,
+            elicitations=model.asked,
+            questions=tuple(questions),
+        )
+        for model in experiment.models.values()
+        if isinstance(model.weights, Hub)
+    ]
 
 
 async def _finding(what: str, check: Awaitable[None], words: str) -> Finding:
@@ -63,21 +95,16 @@ def _budget(on: Modal, store: Store) -> Finding:
     return Finding("budget", f"{Ledger(store).spent():.2f} of {on.max_usd:.2f} USD spent within 24 hours")
 
 
-async def _container(on: Modal, models: list[Hub]) -> list[Finding]:
+async def _container(on: Modal, exams: list[Exam]) -> list[Finding]:
     try:
-        said = await on.examine(models)
+        said = await on.examine(exams)
     except CalibrationError as error:
         return [Finding("container", str(error), is_well=False)]
     libraries = ", ".join(f"{name} {version}" for name, version in said["libraries"].items())
     return [
         Finding("container", libraries),
         *(
-            Finding("model", wrong or f"{repo} can be had", is_well=not wrong)
+            Finding("model", wrong or f"{repo} can be had and asked", is_well=not wrong)
             for repo, wrong in said["models"].items()
         ),
     ]
-
-
-def _hub_models(experiment: Experiment | None) -> list[Hub]:
-    models = experiment.models.values() if experiment else []
-    return [model.weights for model in models if isinstance(model.weights, Hub)]

@@ -1,17 +1,18 @@
-"""What is deployed on Modal: one function for each kind of job, and a doctor.
+"""What is deployed on Modal: a function for each kind of job, another one for vLLM, and a doctor.
 
 `modal deploy -m deployments.modal_app` builds the images and puts the code of `calibration` there. A
 function does what the local worker does, on a store that lies on a volume. Importing this module loads
 neither Prefect nor anything of the images' heavy packages.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import modal
 
 from calibration.artifacts import Store
-from calibration.backends.container import attempt, examine
+from calibration.backends.container import LIBRARIES, attempt, examine
 from calibration.backends.modal import (
     ARTIFACTS,
     CACHE,
@@ -30,6 +31,8 @@ SETTINGS = {
     "SLM_CALIBRATION_STORE": "/artifacts",
     "HF_HOME": "/cache/hf",
     "VLLM_CACHE_ROOT": "/cache/vllm",
+    # Its kernels are built when they are first used, with a CUDA compiler that the image lacks.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_XET_HIGH_PERFORMANCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -49,14 +52,21 @@ def _image(lock: str) -> modal.Image:
     )
 
 
-INFER, TRAIN = _image("infer.txt"), _image("train.txt")
+def _pinned(lock: str) -> dict[str, str]:
+    """The versions of the libraries that decide numbers."""
+    pins = dict(line.split("==") for line in (LOCKS / lock).read_text().splitlines() if line[0] != "#")
+    return {name: pins[name] for name in LIBRARIES}
+
+
+VLLM, TRAIN = _image("vllm.txt"), _image("train.txt")
+"""vLLM excludes versions that everything else is done with."""
 
 artifacts = modal.Volume.from_name(ARTIFACTS, create_if_missing=True)
 cache = modal.Volume.from_name(CACHE, create_if_missing=True)
 
 app = modal.App(
     APP,
-    tags={CODE: deployed_code(), "project": APP} if modal.is_local() else {},
+    tags={CODE: deployed_code(), "project": APP, **_pinned("train.txt")} if modal.is_local() else {},
     volumes={"/artifacts": artifacts, "/cache": cache},
     secrets=[modal.Secret.from_name(SECRET, required_keys=[TOKEN])],
     include_source=False,
@@ -68,28 +78,36 @@ ONCE: dict[str, Any] = {"single_use_containers": True, "max_containers": 4, "sta
 only work is paid for."""
 
 
-def commit() -> None:
-    """Make durable what was written: models first, so that finished work never points at missing ones."""
-    cache.commit()
-    artifacts.commit()
+def _commit(*volumes: modal.Volume) -> Callable[[], None]:
+    """Makes durable what was written to these volumes, one after the other."""
+
+    def commit() -> None:
+        for volume in volumes:
+            try:
+                volume.commit()
+            except modal.exception.Error as error:
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
+    return commit
 
 
 @app.function(image=TRAIN, cpu=2, timeout=60 * DEFAULTS.obtain_minutes, retries=2, **ONCE)
 def obtain(job: dict[str, Any], key: str) -> dict[str, Any]:
     """Get a model, without a GPU."""
-    return attempt(job, key, Store.from_environment(), commit)
+    # Models first, so that finished work never points at missing ones.
+    return attempt(job, key, Store.from_environment(), _commit(cache, artifacts))
 
 
-@app.function(
-    image=INFER,
-    gpu=DEFAULTS.infer_gpu,
-    timeout=60 * DEFAULTS.infer_minutes,
-    retries=2,
-    **ONCE,
-)
+@app.function(image=TRAIN, gpu=DEFAULTS.infer_gpu, timeout=60 * DEFAULTS.infer_minutes, retries=2, **ONCE)
 def infer(job: dict[str, Any], key: str) -> dict[str, Any]:
     """Ask a model."""
-    return attempt(job, key, Store.from_environment(), commit)
+    return attempt(job, key, Store.from_environment(), _commit(artifacts))
+
+
+@app.function(image=VLLM, gpu=DEFAULTS.infer_gpu, timeout=60 * DEFAULTS.infer_minutes, retries=2, **ONCE)
+def infer_vllm(job: dict[str, Any], key: str) -> dict[str, Any]:
+    """Ask a model with vLLM."""
+    return attempt(job, key, Store.from_environment(), _commit(artifacts))
 
 
 @app.function(
@@ -101,11 +119,11 @@ def infer(job: dict[str, Any], key: str) -> dict[str, Any]:
 )
 def train(job: dict[str, Any], key: str) -> dict[str, Any]:
     """Teach a model."""
-    return attempt(job, key, Store.from_environment(), commit)
+    return attempt(job, key, Store.from_environment(), _commit(artifacts))
 
 
-@app.function(image=INFER, timeout=60 * DOCTOR_MINUTES, **ONCE)
+@app.function(image=VLLM, timeout=60 * DOCTOR_MINUTES, **ONCE)
 def doctor(job: dict[str, Any], key: str) -> dict[str, Any]:
-    """Say what is installed there, and whether the hub gives the models of an experiment."""
+    """Say what is installed there, and whether the models of an experiment can be had and asked."""
     del key
-    return examine(job["models"])
+    return examine(job["exams"])

@@ -103,6 +103,7 @@ class Container:
         self.cloud, self.call = cloud, call
         self.folder = cloud.folder / f"ta-{next(cloud.numbers)}"
         self.stop, self.preempted, self.late, self.served = asyncio.Event(), False, False, False
+        self.begun = False
         self.volumes, self.known = {}, {}
         self.process = None
 
@@ -180,6 +181,9 @@ class Container:
         return pb.ContainerHeartbeatResponse(cancel_input_event=event)
 
     async def FunctionGetInputs(self, _):
+        if self.call.over.is_set():
+            return pb.FunctionGetInputsResponse(inputs=[pb.FunctionGetInputsItem(kill_switch=True)])
+        self.begun = True
         item = pb.FunctionGetInputsItem(
             input_id="in-0",
             input=self.call.input,

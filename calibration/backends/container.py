@@ -1,5 +1,6 @@
 """A job in a container that can be taken away at any moment: only what was committed outlives it."""
 
+import gc
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,17 +9,20 @@ from importlib.util import find_spec
 from pydantic import JsonValue, TypeAdapter
 
 from calibration.artifacts import Store
+from calibration.backends.exam import Exam
 from calibration.backends.worker import perform
 from calibration.errors import CalibrationError, JobError
 from calibration.fingerprint import library_versions
 from calibration.jobs import Job
-from calibration.models.hub import Hub
 from calibration.schema import Schema
 
 SIGN = "sign.json"
-LIBRARIES = ("torch", "transformers", "vllm", "peft", "trl")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate")
+"""What jobs other than those of vLLM compute with; here and there it must be the same."""
 COMMIT_SECONDS = 15.0
 """Time between two commits, which carry checkpoints and the sign of life out of the container."""
+COMMIT_PAUSES = (1.0, 5.0, 25.0)
+"""Waits, in seconds, before the last commit is tried again."""
 
 
 class Sign(Schema):
@@ -64,25 +68,43 @@ def attempt(
             raise JobError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
         raise
     life.sign()
-    commit()
+    _commit_at_last(commit)
     return {**answer, "seconds": life.last.seconds}
 
 
-def examine(models: list[dict[str, JsonValue]]) -> dict[str, JsonValue]:
-    """What is installed here, and whether the hub gives these models to the token that is here.
+def examine(exams: list[dict[str, JsonValue]]) -> dict[str, JsonValue]:
+    """What is installed here, and whether models can be had with the token that is here, and be asked.
+
+    Args:
+        exams: Each an `Exam` as JSON.
 
     Returns:
         `libraries`, name to version, and `models`, name to what is wrong with it, or "" if nothing is.
     """
     found: dict[str, JsonValue] = {}
-    for model in map(Hub.model_validate, models):
+    for exam in map(Exam.model_validate, exams):
         try:
-            model.check_access()
-            found[model.repo] = ""
+            exam.take()
         except CalibrationError as error:
-            found[model.repo] = str(error)
-    installed = {name for name in LIBRARIES if find_spec(name)}
+            found[exam.weights.repo] = str(error)
+        else:
+            found.setdefault(exam.weights.repo, "")
+    installed = {name for name in (*LIBRARIES, "vllm") if find_spec(name)}
     return {"libraries": {**library_versions(sorted(installed))}, "models": found}
+
+
+def _commit_at_last(commit: Callable[[], None]) -> None:
+    """Commit, now or a little later: finished work must not be lost to a file that is still open."""
+    for pause in COMMIT_PAUSES:
+        # A model that nobody holds any more may still hold its files.
+        gc.collect()
+        try:
+            commit()
+        except RuntimeError:
+            time.sleep(pause)
+        else:
+            return
+    commit()
 
 
 class _Life:

@@ -8,8 +8,8 @@ import asyncio
 import fcntl
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -99,7 +99,7 @@ class Ledger:
         Raises:
             ConfigurationError: It may cost more than is left of `max_usd` for 24 hours.
         """
-        spent, aside = self.spent(), sum(other.most_usd for other in self.open() if other.key != call.key)
+        spent, aside = self.spent(), self._aside(call)
         if spent + aside + call.most_usd > max_usd:
             raise ConfigurationError(
                 f"max_usd must leave room for {call.minutes} minutes of {call.kind} on {call.gpu}, up to "
@@ -110,8 +110,20 @@ class Ledger:
 
     def reserve(self, call: Call, max_usd: float) -> None:
         """Set money aside for a call that is about to be begun, if it can be afforded."""
-        self.check(call, max_usd)
-        self.note(call)
+        with self._one_at_a_time():
+            self.check(call, max_usd)
+            self.note(call)
+
+    def has_outgrown(self, call: Call, worked: float, max_usd: float) -> bool:
+        """Whether an open call, tried again and again, has cost more than was set aside and than there is.
+
+        Args:
+            call: The call.
+            worked: Seconds that this work has taken in all calls so far.
+            max_usd: Most that may be spent within 24 hours.
+        """
+        usd = self._seconds(call, worked) / 3600 * call.usd_per_hour
+        return usd > call.most_usd and self.spent() + self._aside(call) + usd > max_usd
 
     def note(self, call: Call) -> None:
         """Write a call down; it is on the disk when this returns."""
@@ -135,7 +147,7 @@ class Ledger:
             outcome: How it ended.
             worked: Seconds that this work has taken in all calls; what was booked before is taken off.
         """
-        seconds = max(0.0, worked - sum(cost.seconds for cost in self.costs() if cost.key == call.key))
+        seconds = self._seconds(call, worked)
         cost = Cost(
             **call.model_dump(include={"key", "kind", "call", "gpu", "priced"}),
             seconds=round(seconds, 3),
@@ -156,6 +168,22 @@ class Ledger:
         """What the calls that ended lately cost, in USD."""
         since = datetime.now(UTC) - within
         return sum(cost.usd for cost in self.costs() if cost.ended >= since)
+
+    def _aside(self, call: Call) -> float:
+        """What is set aside for other calls, in USD."""
+        return sum(other.most_usd for other in self.open() if other.key != call.key)
+
+    def _seconds(self, call: Call, worked: float) -> float:
+        """What of the seconds of some work was not booked for earlier calls."""
+        return max(0.0, worked - sum(cost.seconds for cost in self.costs() if cost.key == call.key))
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Keep two runs from setting the same money aside."""
+        self._calls.mkdir(parents=True, exist_ok=True)
+        with (self._calls / "money.lock").open("w") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            yield
 
 
 def _locked(descriptor: int) -> bool:

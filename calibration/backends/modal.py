@@ -17,12 +17,15 @@ from pydantic import Field, model_validator
 
 from calibration import errors
 from calibration.artifacts import Artifact, Store
+from calibration.backends.container import LIBRARIES
+from calibration.backends.exam import Exam
 from calibration.backends.ledger import Call, Ledger
 from calibration.backends.local import Local
 from calibration.backends.volume import Remote
 from calibration.backends.wire import APP, NoResultError, patiently, poll, sdk
+from calibration.engines.vllm import Vllm
 from calibration.errors import ArtifactError, ConfigurationError, JobError
-from calibration.fingerprint import package_digest
+from calibration.fingerprint import library_versions, package_digest
 from calibration.jobs import Job
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
@@ -35,8 +38,7 @@ T = TypeVar("T")
 ARTIFACTS, CACHE = f"{APP}-artifacts", f"{APP}-cache"
 SECRET, TOKEN = "huggingface", "HF_TOKEN"
 CODE = "code"
-DEPLOY = "modal deploy -m deployments.modal_app"
-DOCTOR_MINUTES = 1
+DOCTOR_MINUTES = 5
 CPU = "CPU"
 
 USD_PER_HOUR = {
@@ -66,11 +68,11 @@ class Modal(Schema):
     """The GPU for answers."""
     train_gpu: Gpu = "A100-40GB"
     """The GPU for training."""
-    obtain_minutes: int = Field(default=60, ge=1)
+    obtain_minutes: int = Field(default=60, ge=1, le=1440)
     """Time limit for fetching a model."""
-    infer_minutes: int = Field(default=60, ge=1)
+    infer_minutes: int = Field(default=60, ge=1, le=1440)
     """Time limit for one model's answers. One that exceeds it is begun again, twice at most."""
-    train_minutes: int = Field(default=180, ge=1)
+    train_minutes: int = Field(default=180, ge=1, le=1440)
     """Time limit for one training. One that exceeds it goes on from its checkpoints, three times at most."""
     max_usd: float = Field(default=25.0, gt=0)
     """Most that may be spent within 24 hours; open calls count up to their time limit."""
@@ -116,13 +118,24 @@ class Modal(Schema):
         self.check_budget(store)
 
     async def check_deployment(self) -> None:
-        """The app must be there, and run this very code."""
-        code = (await patiently(self._tags)).get(CODE, "")
+        """The app must be there, run this very code, and compute with the versions that are here.
+
+        The key of a result holds the versions that are here, wherever it was made.
+        """
+        tags = await patiently(self._tags)
+        code = tags.get(CODE, "")
         if code != deployed_code():
             raise ConfigurationError(
                 f"app {APP} must run the code that is here, {deployed_code()[:8]}; deployed is "
-                f"{code[:8] or 'an unknown one'}. Run: {DEPLOY}"
+                f"{code[:8] or 'an unknown one'}. Run: {self._deploy}"
             )
+        for name, version in library_versions(LIBRARIES).items():
+            # A build such as +cpu is the same release.
+            if (here := version.partition("+")[0]) != tags.get(name):
+                raise ConfigurationError(
+                    f"{name} must be {tags.get(name)} here as in the deployed image, since results are kept "
+                    f"under the versions that are here; got {here}. Run: pip install {name}=={tags.get(name)}"
+                )
 
     async def check_secret(self) -> None:
         """The token for gated models must be there."""
@@ -141,14 +154,14 @@ class Modal(Schema):
         for kind in ("infer", "train"):
             Ledger(store).check(self._call(kind, key=""), self.max_usd)
 
-    async def examine(self, models: Sequence[Hub]) -> dict[str, Any]:
-        """What a container says is installed there, and which of the models the hub does not give it.
+    async def examine(self, exams: Sequence[Exam]) -> dict[str, Any]:
+        """What a container without a GPU says is installed there, and what is wrong with the models.
 
         Raises:
             JobError: No container came up, or it broke.
         """
         doctor = sdk().Function.from_name(APP, "doctor", environment_name=self.environment)
-        job = {"models": [model.model_dump() for model in models]}
+        job = {"exams": [exam.model_dump(mode="json") for exam in exams]}
         call = self._call("doctor", key="")
         spawned = await patiently(lambda: doctor.spawn.aio(job, ""))
         while True:
@@ -202,7 +215,7 @@ class Modal(Schema):
         """Set money aside, begin the call, and write it down, in this order."""
         call = self._call(job.kind, key)
         ledger.reserve(call, self.max_usd)
-        function = sdk().Function.from_name(APP, job.kind, environment_name=self.environment)
+        function = sdk().Function.from_name(APP, _function(job), environment_name=self.environment)
         function = function.with_options(gpu=None if call.gpu == CPU else call.gpu, timeout=60 * call.minutes)
         try:
             # Not again when the connection breaks: it may have been begun.
@@ -218,7 +231,7 @@ class Modal(Schema):
         """Wait for a call, bring its result home, and close its entry."""
         ledger = Ledger(store)
         try:
-            answer = await self._answer(call, remote, progress)
+            answer = await self._answer(call, remote, store, progress)
         except NoResultError:
             done = await self._patiently(lambda: remote.finished(call.key, store))
             sign = await self._patiently(lambda: remote.sign(call.key))
@@ -239,8 +252,8 @@ class Modal(Schema):
         ledger.close(call, "done", seconds)
         return artifact
 
-    async def _answer(self, call: Call, remote: Remote, progress: Progress) -> dict[str, Any]:
-        """What the call returned, once it has."""
+    async def _answer(self, call: Call, remote: Remote, store: Store, progress: Progress) -> dict[str, Any]:
+        """What the call returned, once it has; one that costs more than there is is stopped."""
         handle = sdk().FunctionCall.from_id(call.call)
         while True:
             answer = await self._patiently(lambda: poll(handle, call, self.poll_seconds))
@@ -248,6 +261,13 @@ class Modal(Schema):
                 return answer
             sign = await self._patiently(lambda: remote.sign(call.key))
             progress(sign.fraction, sign.note or f"waiting for {call.gpu}")
+            if Ledger(store).has_outgrown(call, sign.seconds, self.max_usd):
+                await _uninterrupted(self.cancel(call, store))
+                raise ConfigurationError(
+                    f"max_usd must leave room for the attempts of {call.kind} on {call.gpu}, which worked "
+                    f"{sign.seconds / 60:.0f} minutes; of {self.max_usd:.2f} nothing is left, and it was "
+                    "stopped. Its checkpoints are kept: resume with --on max_usd=..."
+                )
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         return await patiently(work, self.patience_minutes)
@@ -257,11 +277,14 @@ class Modal(Schema):
         try:
             app = await modal.App.lookup.aio(APP, environment_name=self.environment)
             tags: dict[str, str] = await app.get_tags.aio()
-        except modal.exception.AuthError as error:
-            raise ConfigurationError(f"Modal must know who you are; {error}. Run: modal setup") from error
         except modal.exception.NotFoundError as error:
-            raise ConfigurationError(f"app {APP} must be deployed; it is not. Run: {DEPLOY}") from error
+            raise ConfigurationError(f"app {APP} must be deployed; it is not. Run: {self._deploy}") from error
         return tags
+
+    @property
+    def _deploy(self) -> str:
+        where = f" --env {self.environment}" if self.environment else ""
+        return f"modal deploy{where} -m deployments.modal_app"
 
     def _remote(self) -> Remote:
         return Remote(sdk().Volume.from_name(ARTIFACTS, environment_name=self.environment))
@@ -307,6 +330,11 @@ async def _uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     if stopped:
         raise stopped from future.exception()
     return future.result()
+
+
+def _function(job: Job) -> str:
+    """The deployed function for a job; vLLM has one of its own, in an image of its own."""
+    return "infer_vllm" if isinstance(job, Infer) and isinstance(job.engine, Vllm) else job.kind
 
 
 def _inputs(job: Job) -> list[Artifact]:

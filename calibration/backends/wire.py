@@ -38,16 +38,21 @@ async def patiently(work: Callable[[], Awaitable[T]], minutes: float = 0.0) -> T
     """Try until a lost connection is back: that Modal is out of reach says nothing about a job.
 
     Raises:
+        ConfigurationError: Modal does not know who asks.
         JobError: It was out of reach for so many minutes.
     """
     began = time.monotonic()
     while True:
         try:
             return await work()
+        except sdk().exception.AuthError as error:
+            words = str(error).rstrip(".")
+            raise ConfigurationError(f"Modal must know who you are; {words}. Run: modal setup") from error
         except _lost() as error:
             if time.monotonic() - began >= 60 * minutes:
+                words = str(error).rstrip(".")
                 raise JobError(
-                    f"Modal must be within reach; {type(error).__name__}: {error}. Jobs that were begun go "
+                    f"Modal must be within reach; {type(error).__name__}: {words}. Jobs that were begun go "
                     "on there, and the next run finds them: slm-calibration resume latest"
                 ) from error
         await asyncio.sleep(RETRY_SECONDS)
@@ -89,9 +94,10 @@ async def poll(
 def _lost() -> tuple[type[Exception], ...]:
     """Errors that say that Modal is out of reach, and nothing else."""
     import aiohttp
+    from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
     modal = sdk().exception
     return (
         *(modal.ConnectionError, modal.ServiceError, modal.InternalError, modal.ResourceExhaustedError),
-        *(ConnectionError, TimeoutError, aiohttp.ClientError),
+        *(ConnectionError, TimeoutError, aiohttp.ClientError, ProtocolError, StreamTerminatedError),
     )

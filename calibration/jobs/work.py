@@ -28,10 +28,10 @@ def work_key(inputs: Mapping[str, object], modules: Iterable[str] = (), librarie
     """Hex digest of all that decides a result: inputs, the code that runs, the libraries it runs on.
 
     The code is the named modules, the module of every plug-in among the inputs, and what they import. The
-    libraries are the named ones and those that a plug-in names in its class variable `libraries`.
+    libraries are the named ones and those that a plug-in names in its `libraries`.
     """
     plugins = {kind for value in inputs.values() for kind in plugins_in(value)}
-    named = {*libraries}.union(*(getattr(plugin, "libraries", ()) for plugin in plugins))
+    named = {*libraries}.union(*(plugin.libraries for plugin in plugins))
     parts = {
         "inputs": {name: _identity(value) for name, value in inputs.items()},
         "code": code_digest({*modules, *(plugin.__module__ for plugin in plugins)}),

@@ -71,6 +71,10 @@ class Hub(Schema):
             HfApi().auth_check(self.repo)
             HfApi().model_info(self.repo, revision=self.revision)
 
+    def without_weights(self) -> Path:
+        """A folder with its configuration and its tokenizer, downloaded first if need be."""
+        return _download(self.repo, self.revision, ["*.json", "*.jinja", "*.model", "*.txt"])
+
 
 def locate(folder: Path) -> Path:
     """The folder with the weights of a stored model, downloaded first where it points to the hub."""
@@ -88,12 +92,12 @@ def pointed_at(folder: Path) -> Hub | None:
     return Hub(repo=pointer["repo"], revision=pointer.get("revision"))
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    """The folder of a model in the hub's cache, filled first if need be."""
+def _download(repo: str, revision: str | None, files: list[str] | None = None) -> Path:
+    """The folder of a model in the hub's cache, filled first if need be, with all or with some files."""
     from huggingface_hub import snapshot_download
 
     with _in_words(repo, revision):
-        return Path(snapshot_download(repo, revision=revision))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
 
 
 @contextmanager

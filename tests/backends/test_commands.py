@@ -34,8 +34,11 @@ kind = "exact"
 def cli(cloud, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
 
-    def run(*arguments):
+    def run(*arguments, without=""):
         environment = {**os.environ, **cloud.environment}
+        environment = {
+            name: value for name, value in environment.items() if not without or without not in name
+        }
         return subprocess.run(
             [COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
@@ -54,10 +57,18 @@ def test_the_doctor_finds_everything_in_order(cli):
     assert "torch 2." in lines[-1]
 
 
-def test_the_doctor_names_each_thing_that_is_wrong_with_its_remedy(cli, cloud, hub, tmp_path):
-    (tmp_path / "ours.toml").write_text(EXPERIMENT)
-    hub.models.update({"acme/open": {}, "acme/gated": {}})
+@pytest.fixture
+def ours(hub, random_model, tmp_path):
+    """An experiment with two models of the hub, one of them gated."""
+    files = {path.name: path.read_bytes() for path in random_model.iterdir()}
+    hub.models.update({"acme/open": files, "acme/gated": files})
     hub.gated.add("acme/gated")
+    rows = [f"Which town is number {n}?,Town{n}" for n in range(40)]
+    (tmp_path / "answers.csv").write_text("\n".join(["question,answer", *rows]))
+    (tmp_path / "ours.toml").write_text(EXPERIMENT)
+
+
+def test_the_doctor_names_each_thing_that_is_wrong_with_its_remedy(cli, cloud, ours):
     cloud.secrets["st-huggingface"] = {"HF_TOKEN": "hf_of_somebody_else"}
     done = cli("doctor", "ours.toml", "--backend", "modal", "--on", "max_usd=1")
     assert done.returncode == 1
@@ -65,12 +76,30 @@ def test_the_doctor_names_each_thing_that_is_wrong_with_its_remedy(cli, cloud, h
     assert failed.keys() == {"budget", "model"}
     assert "--on max_usd=" in failed["budget"]
     assert "https://huggingface.co/acme/gated" in failed["model"]
-    assert "ok    model      acme/open can be had" in done.stdout
+    assert "ok    model      acme/open can be had and asked" in done.stdout
 
     cloud.tags = None
     done = cli("doctor", "--backend", "modal")
     assert done.returncode == 1
     assert "FAIL  app        app slm-calibration must be deployed" in done.stdout
+
+
+def test_a_run_whose_model_cannot_be_had_ends_before_a_gpu_is_asked_for(cli, cloud, ours, tmp_path):
+    cloud.secrets["st-huggingface"] = {"HF_TOKEN": "hf_of_somebody_else"}
+    done = cli("run", "ours.toml", "--backend", "modal")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "acme/gated is gated; accept its terms" in done.stderr
+    assert [call.function.function_name for call in cloud.calls.values()] == ["doctor"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["doctor", "run"])
+def test_without_credentials_each_command_says_how_to_get_them(command, cli):
+    done = cli(command, "pocket", "--backend", "modal", without="MODAL_TOKEN")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "Run: modal setup" in done.stdout + done.stderr
 
 
 def test_the_doctor_has_nothing_to_say_against_this_machine(cli):

@@ -1,18 +1,32 @@
 """What a container does, without one: `commit` is seen from outside by what it has made durable."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from calibration.artifacts import Artifact, Store
 from calibration.backends import container
-from calibration.backends.container import SIGN, Sign, attempt, examine
+from calibration.backends.container import SIGN, Sign, attempt
+from calibration.backends.exam import Exam
+from calibration.engines.hf import Hf
+from calibration.engines.vllm import Vllm
 from calibration.errors import JobError
 from calibration.jobs.obtain import Obtain
 from calibration.models.hub import Hub
 from calibration.models.pocket import Pocket
+from calibration.records import Question
 from calibration.worlds.facts import Document
+
+DOCTOR = """
+import json, sys
+from calibration.backends.container import examine
+print(json.dumps(examine(json.load(sys.stdin))))
+"""
 
 
 class Volume:
@@ -123,6 +137,7 @@ def test_what_is_under_way_is_committed_from_time_to_time(volume, monkeypatch):
 
 def test_a_commit_that_is_refused_now_and_then_does_no_harm_but_the_last_one_must_hold(volume, monkeypatch):
     monkeypatch.setattr(container, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(container, "COMMIT_PAUSES", (0.0, 0.0))
     job = training(volume)
     volume.refuses = True
     with pytest.raises(RuntimeError, match="open files"):
@@ -130,6 +145,18 @@ def test_a_commit_that_is_refused_now_and_then_does_no_harm_but_the_last_one_mus
     assert volume.commits == 0
     volume.refuses = False
     assert "artifact" in attempt(job, "key", volume.store, volume.commit)
+
+
+def test_finished_work_outlives_a_last_commit_that_is_refused_at_first(volume, monkeypatch):
+    monkeypatch.setattr(container, "COMMIT_PAUSES", (0.0, 0.0))
+    refusals = iter([True, True, False])
+
+    def commit():
+        volume.refuses = next(refusals)
+        volume.commit()
+
+    answer = attempt(training(volume), "key", volume.store, commit)
+    assert Store(volume.outside).is_whole(Artifact.model_validate(answer["artifact"]))
 
 
 def test_a_refusal_is_a_value_and_anything_else_an_exception_in_words(volume):
@@ -142,14 +169,69 @@ def test_a_refusal_is_a_value_and_anything_else_an_exception_in_words(volume):
     assert "\n" not in str(caught.value)
 
 
-def test_a_doctor_says_what_is_installed_and_which_models_cannot_be_had(hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    hub.models.update({"acme/open": {}, "acme/gated": {}})
+@pytest.fixture
+def doctor(hub, tmp_path):
+    """What the doctor says of models by name, in a process that knows this hub only."""
+    hub.asked.clear()
+
+    def examined(**exams):
+        for name, (files, _, _) in exams.items():
+            if files is not None:
+                hub.models[f"acme/{name}"] = {path.name: path.read_bytes() for path in files}
+        asked = [
+            Exam(
+                weights=Hub(repo=f"acme/{name}"),
+                engine=engine,
+                elicitations=("plain", "stated"),
+                questions=(Question(id="q", text=text, answers=("x",)),),
+            ).model_dump(mode="json")
+            for name, (_, engine, text) in exams.items()
+        ]
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run(
+            [sys.executable, "-c", DOCTOR],
+            input=json.dumps(asked),
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        said = json.loads(done.stdout)
+        assert said["libraries"]["torch"].startswith("2.")
+        return said["models"]
+
+    yield examined
+    hub.models.clear()
+    hub.gated.clear()
+
+
+def test_a_doctor_passes_models_that_can_be_had_and_asked_without_fetching_their_weights(
+    doctor, hub, random_model
+):
+    files = list(random_model.iterdir())
+    said = doctor(good=(files, Hf(), "why?"), fast=(files, Vllm(), "why?"))
+    assert said == {"acme/good": "", "acme/fast": ""}
+    assert not [path for path in hub.asked if path.endswith("safetensors")]
+
+
+def test_a_doctor_says_in_one_line_why_a_model_cannot_be_had_or_asked(doctor, hub, random_model):
+    files = list(random_model.iterdir())
     hub.gated.add("acme/gated")
-    models = [Hub(repo=f"acme/{name}").model_dump() for name in ("open", "gated", "none")]
-    said = examine(models)
-    assert said["models"]["acme/open"] == ""
-    assert "gated; accept its terms" in said["models"]["acme/gated"]
-    assert "found no acme/none" in said["models"]["acme/none"]
-    assert said["libraries"]["torch"].startswith("2.")
+    said = doctor(
+        gated=(files, Hf(), "why?"),
+        none=(None, Hf(), "why?"),
+        base=([path for path in files if path.name != "chat_template.jinja"], Hf(), "why?"),
+        long=(files, Vllm(), "why? " * 100),
+        empty=([], Hf(), "why?"),
+    )
+    words = {
+        "acme/gated": "is gated; accept its terms",
+        "acme/none": "found no acme/none",
+        "acme/base": "must have a chat template",
+        "acme/long": "must leave room for 40 tokens in a context of 512",
+        "acme/empty": "must be one that transformers can read",
+    }
+    assert said.keys() == words.keys()
+    for name in words:
+        assert words[name] in said[name]
+        assert "\n" not in said[name]

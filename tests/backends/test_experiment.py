@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
@@ -110,6 +112,16 @@ def assert_close(one, other, where="report"):
         assert one == other, where
 
 
+def adapters(store):
+    """The weights of every adapter in a store."""
+    return [load_file(path) for path in store.glob("artifacts/adapter/*/adapter_model.safetensors")]
+
+
+def is_close(one, other):
+    """Whether two adapters are the same but for the last digits."""
+    return all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
 @pytest.mark.slow
 def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud, start, tmp_path, until):
     modal = ("--backend", "modal", "--on", "poll_seconds=0.5")
@@ -142,6 +154,10 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
     assert here["run"] != there["run"]
     for part in ("rows", "verdicts"):
         assert_close(there[part], here[part], part)
+    stormy, calm = adapters(tmp_path / "store"), adapters(tmp_path / "here")
+    assert len(stormy) == len(calm) == 2
+    assert all(any(is_close(one, other) for other in calm) for one in stormy)
+    assert not is_close(*calm)
 
 
 @pytest.mark.slow
@@ -153,15 +169,19 @@ def test_a_run_that_is_stopped_stops_its_container_within_seconds(by, moment, cl
     process = start("run", "small.toml", "--backend", "modal")
     [call] = until(lambda: of_kind(cloud, "obtain"), seconds=300)
     ledger = Ledger(Store(tmp_path / "store"))
-    until(lambda: ledger.open() if moment == "taken" else call.containers and ledger.open()[0].call)
+    until(lambda: ledger.open() if moment == "taken" else call.containers and call.containers[0].begun)
+    until(lambda: moment == "taken" or ledger.open()[0].call)
     began = time.monotonic()
     process.send_signal(by)
     if moment == "taken":
         # Modal's answer comes when the run is being torn down already.
         time.sleep(1)
         cloud.answers.set()
-    until(lambda: call.over.is_set() and call.containers[0].process.returncode is not None)
+    until(call.over.is_set)
     assert time.monotonic() - began < 10
+    until(lambda: call.containers[0].process.returncode is not None)
+    # One that was still starting finds out only when it asks what to do.
+    assert moment == "taken" or time.monotonic() - began < 10
     assert "TERMINATED" in str(call.output)
     process.wait(timeout=60)
     assert ledger.open() == []

@@ -1,4 +1,5 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -58,6 +59,26 @@ def test_working_time_of_earlier_calls_for_the_same_work_is_not_booked_twice(led
         ledger.close(call(), outcome, worked)
     assert [cost.seconds for cost in ledger.costs()] == [100.0, 150.0, 50.0]
     assert ledger.open() == []
+
+
+def test_an_open_call_has_outgrown_the_budget_only_when_it_costs_more_than_was_set_aside_and_than_there_is(
+    ledger,
+):
+    ledger.note(call())
+    # 2 USD were set aside for 1800 seconds.
+    assert not ledger.has_outgrown(call(), 1800.0, max_usd=1.0)
+    assert not ledger.has_outgrown(call(), 2700.0, max_usd=3.0)
+    assert ledger.has_outgrown(call(), 2701.0, max_usd=3.0)
+    # Beside another one there is less.
+    ledger.note(call("other"))
+    assert ledger.has_outgrown(call(), 1801.0, max_usd=4.0)
+
+
+def test_two_runs_never_set_the_same_money_aside(ledger):
+    with ThreadPoolExecutor(8) as threads:
+        tries = [threads.submit(ledger.reserve, call(f"k{n}"), max_usd=5.0) for n in range(8)]
+    assert [one.exception() is None for one in tries].count(True) == 2
+    assert len(ledger.open()) == 2
 
 
 def test_two_who_want_the_same_work_take_turns_and_others_do_not_wait(ledger):

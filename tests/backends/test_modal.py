@@ -243,7 +243,8 @@ def test_a_run_that_is_cancelled_while_its_call_is_taken_leaves_no_call_behind(c
     assert Ledger(store).open() == []
 
 
-def test_a_connection_that_is_lost_for_seconds_changes_nothing(cloud, store, hub, fetching, until):
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_connection_that_is_lost_for_a_while_changes_nothing(seconds, cloud, store, hub, fetching, until):
     job = fetching("acme/away")
     hub.open.clear()
 
@@ -254,7 +255,7 @@ def test_a_connection_that_is_lost_for_seconds_changes_nothing(cloud, store, hub
         hub.open.set()
         [call] = cloud.calls.values()
         await asyncio.to_thread(until, call.over.is_set)
-        assert not (await asyncio.wait([running], timeout=3))[0], "it waits for the connection"
+        assert not (await asyncio.wait([running], timeout=seconds))[0], "it waits for the connection"
         await asyncio.to_thread(cloud.appear)
         return await running
 
@@ -296,6 +297,25 @@ def test_a_job_that_breaks_is_tried_as_often_as_deployed_and_then_says_how(cloud
     assert [cost.outcome for cost in Ledger(store).costs()] == ["failed"]
 
 
+def test_a_call_that_costs_more_than_there_is_is_stopped_and_goes_on_when_there_is(
+    cloud, store, hub, fetching
+):
+    job = fetching("acme/dear")
+    hub.open.clear()
+    scratch = cloud.volumes["vo-slm-calibration-artifacts"] / "scratch" / "dear"
+    scratch.mkdir(parents=True)
+    # Attempts before this one have worked for an hour, and a minute was paid for.
+    (scratch / "sign.json").write_text('{"seconds": 3600}')
+    dear = ON.model_copy(update={"obtain_minutes": 1, "max_usd": 0.01})
+    with pytest.raises(ConfigurationError, match=r"max_usd must leave room .* worked 60 minutes"):
+        run(job, store, "dear", dear)
+    [call] = cloud.calls.values()
+    assert "TERMINATED" in str(call.output)
+    assert [cost.outcome for cost in Ledger(store).costs()] == ["cancelled"]
+    hub.open.set()
+    assert store.is_whole(run(job, store, "dear"))
+
+
 # What is found before a cent is spent
 
 
@@ -304,12 +324,26 @@ def no_app(cloud):
 
 
 def old_code(cloud):
-    cloud.tags = {"code": "0" * 32}
+    cloud.tags = cloud.tags | {"code": "0" * 32}
+
+
+def other_versions(cloud):
+    cloud.tags = cloud.tags | {"transformers": "5.19.0"}
 
 
 WRONG = {
     "no app": (no_app, {}, "must be deployed; it is not. Run: modal deploy"),
     "an old deployment": (old_code, {}, "deployed is 00000000. Run: modal deploy"),
+    "other versions than here": (
+        other_versions,
+        {},
+        "transformers must be 5.19.0 here .* got 5.* Run: pip install transformers==5.19.0",
+    ),
+    "an environment without the app": (
+        no_app,
+        {"environment": "dev"},
+        "modal deploy --env dev -m deployments.modal_app",
+    ),
     "a budget that is too small": (
         nothing,
         {"max_usd": 0.01},

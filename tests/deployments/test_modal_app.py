@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from calibration.backends.modal import Modal
+from calibration.engines.vllm import RELEASE
 from deployments import modal_app
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,8 +28,9 @@ def pins(name):
     [
         (modal_app.obtain, [], 60, 2),
         (modal_app.infer, [("A100-40GB", 1)], 60, 2),
+        (modal_app.infer_vllm, [("A100-40GB", 1)], 60, 2),
         (modal_app.train, [("A100-40GB", 1)], 180, 3),
-        (modal_app.doctor, [], 1, None),
+        (modal_app.doctor, [], 5, None),
     ],
 )
 def test_functions_are_what_the_documents_say(function, gpus, minutes, retries):
@@ -74,7 +76,8 @@ def test_importing_it_loads_nothing_heavy_no_prefect_and_nothing_that_the_images
     packages -= {*sys.stdlib_module_names, "calibration", "deployments", "modal"}
     assert {"numpy", "pandas", "pydantic"} <= packages
     names = {re.sub(r"[-_.]+", "-", name).lower() for p in packages for name in packages_distributions()[p]}
-    for lock in ("infer.txt", "train.txt"):
+    for lock in ("vllm.txt", "train.txt"):
+        assert not {"prefect", "modal"} & pins(lock).keys()
         assert names <= pins(lock).keys(), lock
 
 
@@ -85,12 +88,15 @@ def test_training_runs_there_on_the_versions_it_was_tested_with_here():
     there = pins("train.txt")
     for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy"):
         assert there[name] == here[name]
-    assert pins("infer.txt")["vllm"] == "0.32.0"
-    assert pins("infer.txt")["torch"] == here["torch"]
+    assert pins("vllm.txt")["torch"] == here["torch"]
+
+
+def test_vllm_answers_there_with_the_release_that_the_cache_keys_name():
+    assert pins("vllm.txt")["vllm"] == RELEASE
 
 
 def test_an_image_is_the_same_tomorrow():
-    for lock in ("infer.txt", "train.txt"):
+    for lock in ("vllm.txt", "train.txt"):
         assert all(re.fullmatch(r"[\w.+!-]+", version) for version in pins(lock).values())
     assert modal_app.PYTHON.count(".") == 2
     assert modal_app.UV.count(".") == 2
