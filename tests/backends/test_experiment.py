@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,13 +63,13 @@ def start(cloud, tmp_path, monkeypatch):
     (tmp_path / "small.toml").write_text(SMALL)
     started = []
 
-    def run(*arguments):
+    def run(*arguments, **variables):
         said = (tmp_path / f"said-{len(started)}").open("wb")
         with said:
             process = subprocess.Popen(
                 [str(COMMAND), *map(str, arguments)],
                 cwd=tmp_path,
-                env={**os.environ, **cloud.environment},
+                env={**os.environ, **cloud.environment, **variables},
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
@@ -185,3 +187,55 @@ def test_a_run_that_is_stopped_stops_its_container_within_seconds(by, moment, cl
     assert "TERMINATED" in str(call.output)
     process.wait(timeout=60)
     assert ledger.open() == []
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, until):
+    """Address of a Prefect server with nothing on it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    port = address.rpartition(":")[2]
+    said = (tmp_path / "server").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
+        env={
+            **os.environ,
+            "PREFECT_HOME": str(tmp_path / "server-home"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
+        },
+        stdout=said,
+        stderr=said,
+        start_new_session=True,
+    )
+
+    def is_there():
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{address}/api/health").is_success
+
+    until(is_there, seconds=180)
+    yield f"{address}/api"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    said.close()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cancelled_in_the_ui_stops_its_container_within_seconds(
+    cloud, start, server, tmp_path, until
+):
+    process = start("run", "small.toml", "--backend", "modal", PREFECT_API_URL=server)
+    [call] = until(lambda: of_kind(cloud, "obtain"), seconds=300)
+    until(lambda: call.containers and call.containers[0].begun)
+    [flow_run] = httpx.post(f"{server}/flow_runs/filter", json={}).json()
+    began = time.monotonic()
+    # What the button does.
+    httpx.post(
+        f"{server}/flow_runs/{flow_run['id']}/set_state", json={"state": {"type": "CANCELLING"}}
+    ).raise_for_status()
+    until(lambda: call.over.is_set() and call.containers[0].process.returncode is not None)
+    assert time.monotonic() - began < 10
+    assert "TERMINATED" in str(call.output)
+    assert process.wait(timeout=60) == 1
+    assert Ledger(Store(tmp_path / "store")).open() == []
+    assert "failed: stopped" in (tmp_path / "said-0").read_text()

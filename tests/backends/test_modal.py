@@ -14,6 +14,7 @@ from calibration.backends.local import Local
 from calibration.backends.modal import Modal
 from calibration.engines.hf import Hf
 from calibration.engines.recorded import RecordedAnswers
+from calibration.engines.vllm import Vllm
 from calibration.errors import ConfigurationError, JobError
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
@@ -90,6 +91,22 @@ def test_a_model_of_the_hub_is_fetched_without_a_gpu_and_then_asked(cloud, store
     assert (
         len([asked for asked in hub.asked if asked.startswith("GET") and asked.endswith("safetensors")]) == 1
     )
+
+
+def test_vllm_is_asked_in_an_image_of_its_own(cloud, store, random_model):
+    questions = store.save_rows("questions", [Question(id="q", text="why?", answers=("x",))], Question)
+    with store.draft() as draft:
+        shutil.copytree(random_model, draft, dirs_exist_ok=True)
+        model = store.keep("model", draft)
+    job = Infer(questions=questions, engine=Vllm(), elicitation="plain", model=model)
+    # The containers here are of this environment, which has no vLLM.
+    with pytest.raises(ConfigurationError, match="must run where vLLM is installed"):
+        run(job, store, "vllm")
+    run(job.model_copy(update={"engine": Hf(max_tokens=1)}), store, "hf")
+    vllm, hf = (call.function for call in cloud.calls.values())
+    assert (vllm.function_name, hf.function_name) == ("infer_vllm", "infer")
+    assert vllm.image_id != hf.image_id
+    assert vllm.resources.gpu_config.gpu_type == hf.resources.gpu_config.gpu_type == "A100-40GB"
 
 
 def test_answers_that_are_there_already_need_no_container(cloud, store, tmp_path):
