@@ -107,11 +107,11 @@ def calls(options: argparse.Namespace) -> None:
 def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
     on = _backend(options)
-    preflight(experiment)
+    questions = preflight(experiment)
     Store.from_environment().check_writable()
     asyncio.run(on.check(Store.from_environment()))
     if run is None:
-        asyncio.run(check_models(on, experiment))
+        asyncio.run(check_models(on, experiment, questions))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 

@@ -1,6 +1,7 @@
 """What would keep an experiment from running on a backend, found before a cent is spent."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from heapq import nlargest
 from typing import NamedTuple
 
 from calibration.artifacts import Store
@@ -13,6 +14,7 @@ from calibration.config import Experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.models.hub import Hub
 from calibration.preflight import preflight
+from calibration.records import Question
 
 LONGEST = 100
 """So many of the questions, by characters, are put to the doctor."""
@@ -41,31 +43,31 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
         _budget(on, store),
     ]
     if app.is_well:
-        found += await _container(on, exams(experiment) if experiment else [])
+        found += await _container(on, exams(experiment, preflight(experiment)) if experiment else [])
     return found
 
 
-async def check_models(on: BackendConfig, experiment: Experiment) -> None:
+async def check_models(on: BackendConfig, experiment: Experiment, questions: Sequence[Question]) -> None:
     """Let a container without a GPU see that every model of the hub can be had and asked.
 
     Raises:
         ConfigurationError: One can't; says why.
     """
-    if isinstance(on, Modal) and (asked := exams(experiment)):
+    if isinstance(on, Modal) and (asked := exams(experiment, questions)):
         said = await on.examine(asked)
         if wrong := next(filter(None, said["models"].values()), None):
             raise ConfigurationError(wrong)
 
 
-def exams(experiment: Experiment) -> list[Exam]:
+def exams(experiment: Experiment, questions: Sequence[Question]) -> list[Exam]:
     """What is asked of each model of the hub before a GPU is."""
-    questions = sorted(preflight(experiment), key=lambda question: len(question.text))[-LONGEST:]
+    longest = nlargest(LONGEST, questions, key=lambda question: len(question.text))
     return [
         Exam(
             weights=model.weights,
             engine=model.engine,
             elicitations=model.asked,
-            questions=tuple(questions),
+            questions=tuple(longest),
         )
         for model in experiment.models.values()
         if isinstance(model.weights, Hub)
