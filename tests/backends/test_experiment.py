@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -135,7 +134,8 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
 
     for arguments, kind in (("run", "small.toml"), "infer"), (("resume", "latest"), "train"):
         process = start(*arguments, *modal)
-        until(partial(both, kind), seconds=300)
+        until(lambda kind=kind, process=process: both(kind) or process.poll() is not None, seconds=300)
+        assert process.poll() is None, "it ended before it was killed; see the last file said-*"
         process.kill()
         process.wait()
     preempted = until(lambda: next(filter(has_checkpoint, of_kind(cloud, "train")), None))
