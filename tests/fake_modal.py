@@ -446,7 +446,9 @@ class FakeModal:
         return pb.FunctionGetOutputsResponse(outputs=outputs, num_unfinished_inputs=int(call.output is None))
 
     def FunctionCallCancel(self, request):
-        call = self.calls[request.function_call_id]
+        call = self.calls.get(request.function_call_id)
+        if call is None:
+            raise GRPCError(Status.NOT_FOUND, "no such call")
         call.end(RESULT.GENERIC_STATUS_TERMINATED)
         for container in call.containers:
             container.stop.set()

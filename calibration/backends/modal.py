@@ -24,7 +24,7 @@ from calibration.backends.local import Local
 from calibration.backends.volume import Remote
 from calibration.backends.wire import APP, NoResultError, patiently, poll, sdk
 from calibration.engines.vllm import Vllm
-from calibration.errors import ArtifactError, ConfigurationError, JobError
+from calibration.errors import ArtifactError, CalibrationError, ConfigurationError
 from calibration.fingerprint import library_versions, package_digest
 from calibration.jobs import Job
 from calibration.jobs.infer import Infer
@@ -107,7 +107,7 @@ class Modal(Schema):
                 return await self._find_or_begin(job, key, store, progress)
             except asyncio.CancelledError:
                 if call := ledger.find(key):
-                    with suppress(JobError):
+                    with suppress(CalibrationError):
                         await _uninterrupted(self.cancel(call, store))
                 raise
 
@@ -180,7 +180,9 @@ class Modal(Schema):
     async def cancel(self, call: Call, store: Store) -> None:
         """Stop a call, and book what it cost until now."""
         handle, remote = sdk().FunctionCall.from_id(call.call), self._remote()
-        await patiently(handle.cancel.aio)
+        # One that Modal has forgotten by now is over.
+        with suppress(sdk().exception.NotFoundError):
+            await patiently(handle.cancel.aio)
         sign = await patiently(lambda: remote.sign(call.key))
         Ledger(store).close(call, "cancelled", sign.seconds)
 

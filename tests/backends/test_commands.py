@@ -132,13 +132,17 @@ def test_open_calls_are_listed_and_cancelled(cli, cloud, hub):
         **environment, minutes=30, usd_per_hour=4.0, priced="2026-05-07", begun=datetime.now(UTC), call=""
     )
     Ledger(store).note(call)
+    # One that began so long ago that Modal has forgotten it.
+    Ledger(store).note(call.model_copy(update={"key": "fedcba9876543210", "call": "fc-0"}))
     done = cli("calls", "list")
     assert "0123456789ab  train   H100" in done.stdout
     assert "was never begun" in done.stdout
+    assert "fc-0  over; the next run collects it" in done.stdout
     assert "0.00 USD spent within 24 hours" in done.stdout
-    assert cli("calls", "cancel", "ffff").returncode == 2
-    done = cli("calls", "cancel", "0123")
-    assert done.stdout.split()[:3] == ["cancelled", "train", "0123456789ab"]
+    assert cli("calls", "cancel", "aaaa").returncode == 2
+    done = cli("calls", "cancel", "0123", "fedc")
+    lines = [line.split()[:3] for line in done.stdout.splitlines()]
+    assert sorted(lines) == [["cancelled", "train", "0123456789ab"], ["cancelled", "train", "fedcba987654"]]
     assert Ledger(store).open() == []
 
 
