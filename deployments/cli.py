@@ -23,6 +23,7 @@ from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
+from deployments.plan import Assumptions, load_assumptions, plan, shown
 
 BACKENDS = ("local", "modal")
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     """Begin a new run of an experiment."""
     experiment = load_experiment(_experiment_path(options.experiment), options.set)
     if options.dry_run:
-        _print_plan(experiment)
+        _print_plan(experiment, _backend(options), load_assumptions(options.assume))
         return
     if options.flow == "compare":
         options.base = Run.find(runs_root(), options.base).folder.name
@@ -141,18 +142,14 @@ def _print_outcome(book: Run) -> None:
         raise SystemExit(1)
 
 
-def _print_plan(experiment: Experiment) -> None:
-    counts = Counter(question.split for question in preflight(experiment))
+def _print_plan(experiment: Experiment, on: BackendConfig, given: Assumptions) -> None:
+    """What a run would do and cost; after it, what would keep it from being begun."""
+    questions = experiment.splits.assign(experiment.data.questions())
+    counts = Counter(question.split for question in questions)
     shares = ", ".join(f"{counts[split]} {split}" for split in get_args(Split) if counts[split])
     print(f"{experiment.name}: {counts.total()} questions: {shares}")
-    for name, model in experiment.models.items():
-        if model.weights is not None:
-            print(f"  obtain {name} ({model.weights.kind})")
-        for way in model.asked:
-            print(f"  infer  {name} {way} ({model.engine.kind}), judge ({experiment.judge.kind})")
-    for name, method in experiment.methods.items():
-        print(f"  data, train, infer, judge {name} ({method.kind}) on {experiment.target_name}")
-    print("  evaluate, draw, publish")
+    print("\n".join(shown(plan(experiment, questions, on, given), on, given)))
+    preflight(experiment)
 
 
 def _backend(options: argparse.Namespace) -> BackendConfig:
@@ -213,7 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--set", metavar="SETTING=VALUE", action="append", default=[], help="methods.dpo.beta=0.3"
     )
-    command.add_argument("--dry-run", action="store_true", help="print the stages, run nothing")
+    command.add_argument("--dry-run", action="store_true", help="print stages, time and cost, run nothing")
+    command.add_argument(
+        "--assume", metavar="NAME=VALUE", action="append", default=[], help="for --dry-run: plain_tokens=20"
+    )
     _add_execution(command)
 
     command = commands.add_parser("resume", help="continue a run that was stopped or failed")

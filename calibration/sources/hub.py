@@ -71,7 +71,7 @@ class HubSchema(Schema):
             problem = " ".join(str(error).split())
             raise DataError(
                 f"{self.repo} {self.split} must be a data set on the hub; {problem}. Check its name and the "
-                "connection; a copy in a folder is read with data.repo=<folder>"
+                "connection, or name a folder that holds a copy as its repo"
             ) from error
         rows: Iterator[Mapping[str, Any]] = iter(table if self.limit is None else table.take(self.limit))
         return rows
