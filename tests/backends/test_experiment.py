@@ -138,7 +138,7 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
         assert process.poll() is None, "it ended before it was killed; see the last file said-*"
         process.kill()
         process.wait()
-    preempted = until(lambda: next(filter(has_checkpoint, of_kind(cloud, "train")), None))
+    preempted = until(lambda: next(filter(has_checkpoint, of_kind(cloud, "train")), None), seconds=300)
     cloud.preempt(preempted)
     assert start("resume", "latest", *modal).wait(timeout=500) == 0
     there = report(tmp_path)
