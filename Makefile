@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
-.PHONY: demo test test-slow check format install benchmark clean
+.PHONY: demo test test-slow test-vllm check format install benchmark clean
 
 install: $(READY)
 
@@ -27,6 +27,27 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# vLLM excludes versions that the rest of the project has, so it lives in an environment of its own, without a
+# GPU. One thread, tied to no core: the tests share their machine.
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
+
+$(VLLM_READY): pyproject.toml tests/vllm/requirements.txt
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement tests/vllm/requirements.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(VLLM_READY)
+
+# Importing vLLM first: where it is missing, its tests would be skipped instead of failing.
+test-vllm: export OMP_NUM_THREADS = 1
+test-vllm: export VLLM_CPU_OMP_THREADS_BIND = nobind
+test-vllm: export VLLM_CPU_CI_ENV = 1
+test-vllm: $(VLLM_READY)
+	$(VLLM)/bin/python -c "import vllm"
+	$(VLLM)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -52,4 +73,4 @@ benchmark: $(BENCHMARK)/.ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BENCHMARK)/bin/python -W ignore benchmarks/metrics.py
 
 clean:
-	rm -rf $(VENV) $(BENCHMARK) .calibration .prefect runs
+	rm -rf $(VENV) $(VLLM) $(BENCHMARK) .calibration .prefect runs

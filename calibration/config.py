@@ -22,6 +22,7 @@ from calibration.records import Elicitation
 from calibration.routing.goals import CostOptimal, Goal
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
+from calibration.shards import Shards
 from calibration.sources import SourceConfig
 from calibration.sources.rows import shown
 from calibration.splits import Splits
@@ -63,6 +64,8 @@ class Experiment(Schema):
     """Where the questions come from."""
     splits: Splits = Splits()
     """Which questions may be used for what."""
+    shards: Shards = Shards()
+    """How many questions become several jobs of inference."""
     models: dict[Name, Model] = Field(min_length=1)
     """The models, by name; each is measured."""
     target: Name | None = None

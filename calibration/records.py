@@ -4,7 +4,8 @@ Each record is a frozen model; `write_rows` and `read_rows` carry a list of them
 file whose columns are the record's fields.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -113,11 +114,43 @@ class Judged(Schema):
 
 Row = TypeVar("Row", bound=Schema)
 
+ROW_GROUP = 8192
+"""Rows that are held in memory, and stored, together."""
 
-def write_rows(rows: Sequence[Schema], path: Path, kind: type[Schema]) -> None:
-    """Write records to one parquet file; an empty sequence keeps the columns."""
-    table = pa.Table.from_pylist([row.model_dump() for row in rows], schema=arrow_schema(kind))
-    pq.write_table(table, path, compression="zstd")
+
+def write_rows(rows: Iterable[Schema], path: Path, kind: type[Schema]) -> None:
+    """Write records to one parquet file; no rows keep the columns."""
+    waiting, schema = iter(rows), arrow_schema(kind)
+    chunks = iter(lambda: list(islice(waiting, ROW_GROUP)), [])
+    write_tables(
+        (pa.Table.from_pylist([row.model_dump() for row in chunk], schema=schema) for chunk in chunks),
+        path,
+        kind,
+    )
+
+
+def write_tables(tables: Iterable[pa.Table], path: Path, kind: type[Schema]) -> None:
+    """Write tables of records, one below the other, to one parquet file, holding few of them in memory.
+
+    The same rows make the same bytes, whatever tables they come in.
+    """
+    schema = arrow_schema(kind)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in in_tables_of(ROW_GROUP, tables):
+            writer.write_table(group.cast(schema), row_group_size=ROW_GROUP)
+
+
+def in_tables_of(rows: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of some tables in tables of equal length; the last one may be shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        while sum(map(len, held)) >= rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, rows).combine_chunks()
+            held = [whole.slice(rows)]
+    if any(map(len, held)):
+        yield pa.concat_tables(held).combine_chunks()
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -126,11 +159,21 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
     Raises:
         ArtifactError: The file is not there or is no parquet file.
     """
+    return [kind.model_validate(row) for table in read_tables(path, kind) for row in table.to_pylist()]
+
+
+def read_tables(path: Path, kind: type[Schema]) -> Iterator[pa.Table]:
+    """Read records back as tables of some rows each, as they are.
+
+    Raises:
+        ArtifactError: The file is not there or is no parquet file.
+    """
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROW_GROUP):
+                yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{path} must be a parquet file of {kind.__name__} rows; {error}") from error
-    return [kind.model_validate(row) for row in table.to_pylist()]
 
 
 def join_judged(

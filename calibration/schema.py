@@ -1,5 +1,7 @@
 """The base of every setting and record: frozen, strict, and described by its own source."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 
@@ -17,6 +19,9 @@ class Schema(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version decides the result of work done with this value."""
 
     def identity(self) -> JsonValue:
         """What decides the result of work done with this value, as JSON.

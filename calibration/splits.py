@@ -35,7 +35,8 @@ class Splits(Schema):
     test: float = Field(default=0.25, ge=0, le=1)
     """What is opened by the evaluation only."""
     shift_topics: tuple[str, ...] = ()
-    """Topics kept out of every other split; all their questions become the split `shift`."""
+    """Topics kept out of every other split; all their questions become the split `shift`, as do those that
+    their source keeps out itself."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
@@ -46,7 +47,7 @@ class Splits(Schema):
         return self
 
     def assign(self, questions: Sequence[Question]) -> list[Question]:
-        """The same questions in the same order, each with its split.
+        """The same questions in the same order, each with its split; `shift` stays `shift`.
 
         Raises:
             ConfigurationError: A shift topic is not in the data, or a split that should hold questions
@@ -70,7 +71,7 @@ class Splits(Schema):
         }
 
     def _split(self, group: Sequence[Question]) -> Split:
-        if any(question.topic in self.shift_topics for question in group):
+        if any(question.split == "shift" or question.topic in self.shift_topics for question in group):
             return "shift"
         point = min(_unit_hash(question.id) for question in group)
         shares = [(name, share) for name, share in self._shares().items() if share > 0]

@@ -1,26 +1,35 @@
-"""The command line: `slm-calibration run | resume | report | runs | audit | judge | judge-audit | ...`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | calls | ...`."""
 
 import argparse
+import asyncio
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
+from calibration.backends import BackendConfig
 from calibration.backends.local import Local
-from calibration.config import Experiment, load_experiment
+from calibration.backends.modal import Modal
+from calibration.config import Experiment, apply_change, explain, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
+from calibration.schema import Schema
 from deployments.audit import add_audit
+from deployments.calls import cancelled, listed
+from deployments.doctor import check_models, findings
 from deployments.judge import add_judge, add_judge_audit
+from deployments.plan import Assumptions, load_assumptions, plan, shown
 
-BACKENDS = {"local": Local}
+BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     """Begin a new run of an experiment."""
     experiment = load_experiment(_experiment_path(options.experiment), options.set)
     if options.dry_run:
-        _print_plan(experiment)
+        _print_plan(experiment, _backend(options), load_assumptions(options.assume))
         return
     if options.flow == "compare":
         options.base = Run.find(runs_root(), options.base).folder.name
@@ -83,10 +92,31 @@ def settings(options: argparse.Namespace) -> None:
     print(experiment_reference(), end="")
 
 
+def doctor(options: argparse.Namespace) -> None:
+    """Say what would keep an experiment from running, a line each."""
+    experiment = load_experiment(_experiment_path(options.experiment)) if options.experiment else None
+    found = asyncio.run(findings(_backend(options), Store.from_environment(), experiment))
+    for finding in found:
+        print(f"{'ok' if finding.is_well else 'FAIL':5} {finding.what:10} {finding.words}")
+    if not all(finding.is_well for finding in found):
+        raise SystemExit(1)
+
+
+def calls(options: argparse.Namespace) -> None:
+    """List or cancel the calls that are open on Modal."""
+    store = Store.from_environment()
+    work = listed(store) if options.action == "list" else cancelled(store, options.keys)
+    print("\n".join(asyncio.run(work)))
+
+
 def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
-    preflight(experiment)
+    on = _backend(options)
+    questions = preflight(experiment)
     Store.from_environment().check_writable()
+    asyncio.run(on.check(Store.from_environment()))
+    if run is None:
+        asyncio.run(check_models(on, experiment, questions))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 
@@ -96,7 +126,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
         options.flow,
         {
             "experiment": experiment,
-            "on": BACKENDS[options.backend](),
+            "on": on,
             "run": name,
             "refresh": options.refresh,
             **extra,
@@ -116,18 +146,28 @@ def _print_outcome(book: Run) -> None:
         raise SystemExit(1)
 
 
-def _print_plan(experiment: Experiment) -> None:
-    counts = Counter(question.split for question in preflight(experiment))
+def _print_plan(experiment: Experiment, on: BackendConfig, given: Assumptions) -> None:
+    """What a run would do and cost; after it, what would keep it from being begun."""
+    questions = experiment.splits.assign(experiment.data.questions())
+    counts = Counter(question.split for question in questions)
     shares = ", ".join(f"{counts[split]} {split}" for split in get_args(Split) if counts[split])
     print(f"{experiment.name}: {counts.total()} questions: {shares}")
-    for name, model in experiment.models.items():
-        if model.weights is not None:
-            print(f"  obtain {name} ({model.weights.kind})")
-        for way in model.asked:
-            print(f"  infer  {name} {way} ({model.engine.kind}), judge ({experiment.judge.kind})")
-    for name, method in experiment.methods.items():
-        print(f"  data, train, infer, judge {name} ({method.kind}) on {experiment.target_name}")
-    print("  evaluate, draw, publish")
+    print("\n".join(shown(plan(experiment, questions, on, given), on, given)))
+    preflight(experiment)
+
+
+def _backend(options: argparse.Namespace) -> BackendConfig:
+    """The backend that was asked for, with its settings."""
+    settings: dict[str, Any] = {"kind": options.backend}
+    for change in options.on:
+        apply_change(settings, change)
+    try:
+        backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"--on: {explain(error, settings, BACKENDS[options.backend], see='docs/modal.md')}"
+        ) from error
+    return backend
 
 
 def _experiment_path(name: str) -> Path:
@@ -176,7 +216,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--set", metavar="SETTING=VALUE", action="append", default=[], help="methods.dpo.beta=0.3"
     )
-    command.add_argument("--dry-run", action="store_true", help="print the stages, run nothing")
+    command.add_argument("--dry-run", action="store_true", help="print stages, time and cost, run nothing")
+    command.add_argument(
+        "--assume", metavar="NAME=VALUE", action="append", default=[], help="for --dry-run: plain_tokens=20"
+    )
     _add_execution(command)
 
     command = commands.add_parser("resume", help="continue a run that was stopped or failed")
@@ -198,11 +241,30 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("settings", help="print the reference of all settings")
     command.set_defaults(command=settings)
+
+    command = commands.add_parser("doctor", help="check that an experiment could run on a backend")
+    command.set_defaults(command=doctor)
+    command.add_argument("experiment", nargs="?", help="check its models, too")
+    _add_backend(command)
+
+    command = commands.add_parser("calls", help="what is going on on Modal, and what was spent")
+    command.set_defaults(command=calls)
+    command.add_argument("action", choices=["list", "cancel"])
+    command.add_argument(
+        "keys", nargs="*", metavar="KEY", help="cancel: only these; how they begin is enough"
+    )
     return parser
 
 
 def _add_execution(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--backend", choices=sorted(BACKENDS), default="local", help="where heavy work runs")
+    _add_backend(command)
     command.add_argument(
         "--refresh", metavar="STAGE", help='repeat stages whose name begins so, such as "train dpo"'
+    )
+
+
+def _add_backend(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--backend", choices=BACKENDS, default="local", help="where heavy work runs")
+    command.add_argument(
+        "--on", metavar="SETTING=VALUE", action="append", default=[], help="of the backend: max_usd=50"
     )

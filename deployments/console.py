@@ -54,6 +54,8 @@ class Console:
 def run_flow(flow: str, parameters: dict[str, Any]) -> None:
     """Run a flow in this process; its folder says how it ended."""
     console = Console()
-    # Ctrl-C or a polite kill has ended the jobs by then, and the run's folder says that it was stopped.
-    with suppress(KeyboardInterrupt, TerminationSignal), listening(console), console.live:
+    # Ctrl-C, a polite kill or Cancel in the UI has ended the jobs by then, and the run's folder says that it
+    # was stopped.
+    stops = (KeyboardInterrupt, TerminationSignal, asyncio.CancelledError)
+    with suppress(*stops), listening(console), console.live:
         asyncio.run(FLOWS[flow](**parameters, return_state=True))

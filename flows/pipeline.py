@@ -1,7 +1,8 @@
 """The order of the stages."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from prefect import flow
@@ -15,6 +16,7 @@ from calibration.jobs.obtain import Obtain
 from calibration.jobs.train import Train
 from calibration.methods import MethodConfig
 from calibration.records import Elicitation
+from calibration.shards import Shards
 from calibration.stages.baseline import Answered, Baseline, Measured
 from calibration.stages.evaluate import TrainedSystem
 from calibration.worlds.facts import World
@@ -24,7 +26,7 @@ from tasks.judge import judge
 from tasks.prepare import prepare_questions, write_corpus
 from tasks.publish import publish
 from tasks.record import recording, stored_baseline
-from tasks.work import infer, obtain, train
+from tasks.work import cut, infer, merge, obtain, train
 
 LOCAL = Local()
 T = TypeVar("T")
@@ -128,9 +130,18 @@ async def measure(
 async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfig) -> Answered:
     """One system's answers, asked in one way, and their verdicts."""
     label = f"{name} {job.elicitation}"
-    generations = await infer(job, label, on)
+    generations = await ask(job, label, experiment.shards, on)
     verdicts = await judge(job.questions, generations, experiment.judge, experiment.max_unjudged, label)
     return Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
+
+
+async def ask(job: Infer, label: str, shards: Shards, on: BackendConfig) -> Artifact:
+    """The answers to all questions; many questions are several jobs, each of which is done once."""
+    jobs = await cut(job, label, shards.size)
+    answers = await each(lambda part, title: infer(part, title, on), jobs, shards.at_once)
+    if len(answers) == 1:
+        return answers[0]
+    return await merge(tuple(part.questions for part, _ in jobs), tuple(answers), label)
 
 
 async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: BackendConfig) -> None:
@@ -185,6 +196,26 @@ async def teach(
         adapter=adapter,
         answered=await answer(job, name, experiment, on),
     )
+
+
+async def each(
+    work: Callable[..., Awaitable[T]], items: Iterable[tuple[object, ...]], at_once: int
+) -> list[T]:
+    """Do the work for each item, so many at a time. After a failure no other is begun: it might fail, too."""
+    waiting = deque(enumerate(items))
+    done: dict[int, T] = {}
+
+    async def one_after_another() -> None:
+        while waiting:
+            place, item = waiting.popleft()
+            try:
+                done[place] = await work(*item)
+            except BaseException:
+                waiting.clear()
+                raise
+
+    await every(one_after_another() for _ in range(at_once))
+    return [done[place] for place in sorted(done)]
 
 
 async def every(branches: Iterable[Awaitable[T]]) -> list[T]:

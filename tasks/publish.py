@@ -1,6 +1,8 @@
 """Step `publish`: the report into the run's folder, and the same into the Prefect UI."""
 
+import re
 import time
+from collections.abc import Iterable
 
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
@@ -9,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from calibration.artifacts import MANIFEST, Artifact, Store
 from calibration.fingerprint import package_digest
 from calibration.report.page import RenderedReport, RunInfo, render
+from calibration.results import StageRecord
 from calibration.runs import SUMMARY, Run
 from calibration.stages.baseline import Baseline
 from calibration.stages.evaluate import load_evaluation
@@ -49,7 +52,7 @@ def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifac
         backend=record.backend,
         started=record.started.isoformat(timespec="seconds"),
         seconds=round(time.time() - record.started.timestamp(), 3),
-        stages=tuple(journal.stages),
+        stages=tuple(shards_as_one(journal.stages)),
         versions=versions(),
         settings=record.experiment.model_dump_json(),
         code=package_digest(),
@@ -57,3 +60,18 @@ def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifac
     )
     pictures = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     return render(load_evaluation(evaluation, store), info, pictures)
+
+
+def shards_as_one(stages: Iterable[StageRecord]) -> list[StageRecord]:
+    """The same stages, with one line for all shards of a job: there can be thousands."""
+    lines: dict[str, StageRecord] = {}
+    for stage in stages:
+        name = re.sub(r" \d+/(\d+)$", r", \1 shards", stage.name)
+        before = lines.get(name)
+        if before is None:
+            lines[name] = stage.model_copy(update={"name": name})
+        else:
+            states = " and ".join(sorted({*before.state.split(" and "), stage.state}))
+            seconds = round(before.seconds + stage.seconds, 3)
+            lines[name] = StageRecord(name=name, state=states, seconds=seconds)
+    return list(lines.values())

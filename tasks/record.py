@@ -13,6 +13,7 @@ from calibration.errors import ConfigurationError
 from calibration.fingerprint import library_versions
 from calibration.runs import BASELINE, Run, RunRecord, new_run_id, runs_root
 from calibration.stages.baseline import Baseline
+from tasks.cancellation import heeding_cancellation
 from tasks.journal import Journal, current_listener, keeping
 
 REPORTED_LIBRARIES = (
@@ -43,7 +44,8 @@ def recording(
     book = _continued(record) if (runs_root() / record.run).exists() else Run.begin(runs_root(), record)
     state, error = "Failed", "stopped"
     try:
-        with keeping(Journal(run=book, listener=current_listener(), refresh=refresh)):
+        journal = Journal(run=book, listener=current_listener(), refresh=refresh)
+        with keeping(journal), heeding_cancellation():
             yield record
         state, error = "Completed", ""
     except Exception as caught:

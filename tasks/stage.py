@@ -13,13 +13,13 @@ from typing import Any, Literal, ParamSpec
 
 from prefect import Task
 from prefect.cache_policies import CachePolicy
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.serializers import Serializer
 from prefect.transactions import IsolationLevel
 
 from calibration.artifacts import Artifact, Store
-from calibration.errors import ArtifactError
+from calibration.errors import ArtifactError, JobError
 from calibration.jobs.work import work_key
 from tasks.journal import current_journal
 from tasks.locks import FlockManager
@@ -76,8 +76,17 @@ class WholeArtifact(Serializer):
         return artifact
 
 
+def has_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a job ended without a word, so that doing it again may help.
+
+    One that refused its inputs would refuse them again. One that a backend itself has tried again, as Modal
+    does, ends with an error of its own type: retries must not multiply.
+    """
+    return type(state.data) is JobError
+
+
 def stage(
-    *modules: str, libraries: tuple[str, ...] = (), name: str
+    *modules: str, libraries: tuple[str, ...] = (), name: str, retries: int = 0
 ) -> Callable[[Callable[P, Coroutine[Any, Any, Artifact]]], Callable[P, Coroutine[Any, Any, Artifact]]]:
     """Make a stage of an async function that returns an artifact.
 
@@ -85,6 +94,7 @@ def stage(
         modules: Where the code that decides the result starts; what it imports counts too.
         libraries: Distributions whose version decides the result.
         name: The name of one run, with the function's parameters in braces.
+        retries: How often a job that has died is begun again.
     """
 
     def make(
@@ -98,6 +108,8 @@ def stage(
             persist_result=True,
             result_serializer=WholeArtifact(),
             cache_result_in_memory=False,
+            retries=retries,
+            retry_condition_fn=has_died,
         )
 
         @wraps(function)

@@ -1,5 +1,8 @@
 """Stages `obtain`, `infer` and `train`: heavy work, done wherever the backend does it."""
 
+import asyncio
+
+from calibration import shards
 from calibration.artifacts import Artifact, Store
 from calibration.backends import BackendConfig
 from calibration.jobs.infer import Infer
@@ -11,24 +14,44 @@ from tasks.stage import stage
 
 
 async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> Artifact:
-    key = work_key({"job": job}, [], job.libraries)
+    key = work_key({"job": job})
     async with reporting(title) as progress:
         return await on.run(job, key, Store.from_environment(), progress)
 
 
-@stage("calibration.jobs.obtain", libraries=Obtain.libraries, name="obtain {label}")
+@stage("calibration.jobs.obtain", name="obtain {label}")
 async def obtain(job: Obtain, label: str, on: BackendConfig) -> Artifact:
     """A model's weights."""
     return await _send(job, f"obtain {label}", on)
 
 
-@stage("calibration.jobs.infer", libraries=Infer.libraries, name="infer {label}")
+async def cut(job: Infer, label: str, size: int) -> list[tuple[Infer, str]]:
+    """The job for each shard of the questions, and what it is called; answers that are there stay in one.
+
+    No stage: it is done in moments, and makes the same artifacts every time.
+    """
+    if job.model is None:
+        return [(job, label)]
+    cuts = await asyncio.to_thread(shards.cut, job.questions, size, Store.from_environment())
+    jobs = [job.model_copy(update={"questions": questions}) for questions in cuts]
+    if len(jobs) == 1:
+        return [(jobs[0], label)]
+    return [(part, f"{label} {number}/{len(jobs)}") for number, part in enumerate(jobs, start=1)]
+
+
+@stage("calibration.jobs.infer", name="infer {label}", retries=1)
 async def infer(job: Infer, label: str, on: BackendConfig) -> Artifact:
     """A model's answers."""
     return await _send(job, f"infer {label}", on)
 
 
-@stage("calibration.jobs.train", libraries=Train.libraries, name="train {label}")
+@stage("calibration.shards", name="merge {label}")
+async def merge(questions: tuple[Artifact, ...], answers: tuple[Artifact, ...], label: str) -> Artifact:
+    """The answers to all shards as those of one job."""
+    return await asyncio.to_thread(shards.merge, questions, answers, Store.from_environment())
+
+
+@stage("calibration.jobs.train", name="train {label}")
 async def train(job: Train, label: str, on: BackendConfig) -> Artifact:
     """A method's adapter."""
     return await _send(job, f"train {label}", on)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from calibration.backends.modal import Modal
 from calibration.config import load_experiment
 from calibration.errors import ConfigurationError, DataError
 from calibration.methods import Dpo, Implicit
@@ -37,8 +38,9 @@ def shipped(name):
     return load_experiment(next(path for path in EXPERIMENTS if path.stem == name))
 
 
-def test_the_literal_experiment_holds_the_specification_word_for_word():
-    experiment = shipped("pocket-seed")
+@pytest.mark.parametrize("name", ["pocket-seed", "seed"])
+def test_the_literal_experiments_hold_the_specification_word_for_word(name):
+    experiment = shipped(name)
     assert experiment.methods == {"dpo": Dpo.literal(), "implicit": Implicit.literal()}
     for method in experiment.methods.values():
         assert method.optimisation.learning_rate == 1e-5
@@ -49,6 +51,34 @@ def test_the_literal_experiment_holds_the_specification_word_for_word():
     assert experiment.methods["dpo"].beta == 0.1
     assert experiment.methods["dpo"].minimum_gap == 0.3
     assert experiment.methods["implicit"].weight == 0.1
+
+
+def test_the_seed_measures_its_three_models_on_its_questions_as_it_says():
+    experiment = shipped("seed")
+    assert [model.weights.repo for model in experiment.models.values()] == [
+        "google/gemma-2-9b-it",
+        "google/gemma-2-2b-it",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+    ]
+    assert {model.engine.kind for model in experiment.models.values()} == {"vllm"}
+    assert (experiment.data.kind, experiment.readout) == ("simpleqa", "geometric_mean_all")
+    assert experiment.target == "gemma-2-2b-it"
+    # 1000 to learn from, and as many that are held out.
+    assert experiment.data.limit * experiment.splits.train == 1000
+    assert experiment.data.limit * experiment.splits.test == 1000
+    assert (experiment.judge.kind, experiment.judge.concurrency) == ("gemini", 100)
+    assert Modal().infer_gpu == Modal().train_gpu == "A100-40GB"
+
+
+def test_the_recommended_protocol_is_the_same_for_both_models():
+    one, other = shipped("gemma-2-2b"), shipped("qwen2.5-1.5b")
+    same = {"name", "models"}
+    assert one.model_dump(exclude=same) == other.model_dump(exclude=same)
+    assert {kind.kind for name, kind in one.data.sets.items() if name not in one.data.shift} == {
+        "triviaqa",
+        "nq_open",
+    }
+    assert one.data.shift == ("simpleqa",)
 
 
 def test_both_pocket_experiments_share_all_that_comes_before_training():

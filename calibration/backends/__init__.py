@@ -1,18 +1,24 @@
 """Where heavy work runs. A registry: it names the backends, and holds no behaviour."""
 
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
 
 from calibration.artifacts import Artifact, Store
 from calibration.backends.local import Local
+from calibration.backends.modal import Modal
 from calibration.jobs import Job
 from calibration.jobs.work import Progress
 
-BackendConfig = Local
+BackendConfig = Annotated[Local | Modal, Field(discriminator="kind")]
 """Every backend that a run can be given."""
 
 
 class Backend(Protocol):
     """What a backend can do."""
+
+    async def check(self, store: Store) -> None:
+        """Raise what can be known to be wrong before anything is run, let alone paid for."""
 
     async def run(self, job: Job, key: str, store: Store, progress: Progress) -> Artifact:
         """Do the work and return what it stored.

@@ -28,6 +28,9 @@ class Local(Schema):
     """CPU threads of each job. Unset: half of the cores, so that two trainings fit side by side. Sums in
     floating point depend on it in their last digits."""
 
+    async def check(self, store: Store) -> None:
+        """This machine is there."""
+
     async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
         """Start a worker process, pass its progress on, and return what it stored."""
         log = store.log(key)

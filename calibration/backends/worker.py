@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from calibration.artifacts import Artifact, Store
 from calibration.errors import CalibrationError
 from calibration.jobs import Job
-from calibration.jobs.work import Work
+from calibration.jobs.work import Progress, Work
 
 DONE = "done.json"
 
@@ -24,14 +24,19 @@ def main() -> None:
     job: Job = TypeAdapter(Job).validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     store = Store(Path(root))
-    work = Work(store, store.scratch(key), lambda fraction, note: say({"fraction": fraction, "note": note}))
     try:
-        artifact = finished(store, key) or job.run(work)
+        artifact = perform(job, key, store, lambda fraction, note: say({"fraction": fraction, "note": note}))
     except CalibrationError as error:
         say({"error": type(error).__name__, "message": str(error)})
         return
-    finish(store, key, artifact)
     say({"artifact": artifact.model_dump()})
+
+
+def perform(job: Job, key: str, store: Store, progress: Progress) -> Artifact:
+    """Do the work, or what is left of it: what every backend runs, wherever that is."""
+    artifact = finished(store, key) or job.run(Work(store, store.scratch(key), progress))
+    finish(store, key, artifact)
+    return artifact
 
 
 def finished(store: Store, key: str) -> Artifact | None:

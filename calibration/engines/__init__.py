@@ -8,9 +8,10 @@ from pydantic import Field
 
 from calibration.engines.hf import Hf
 from calibration.engines.recorded import RecordedAnswers
+from calibration.engines.vllm import Vllm
 from calibration.records import Elicitation, Generation, Question
 
-EngineConfig = Annotated[Hf | RecordedAnswers, Field(discriminator="kind")]
+EngineConfig = Annotated[Hf | RecordedAnswers | Vllm, Field(discriminator="kind")]
 """Every engine that an experiment can name."""
 
 

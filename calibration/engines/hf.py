@@ -7,32 +7,26 @@ batching leaves out Gemma-2's attention soft-cap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from calibration import confidence
+from calibration.engines.chat import Chat, Grid
+from calibration.engines.number_tree import TokenPath
 from calibration.errors import ConfigurationError
-from calibration.prompts import PROMPTS
 from calibration.records import Elicitation, Generation, Question
 from calibration.schema import Schema
 
 if TYPE_CHECKING:
     import torch
 
-END_OF_TURN = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>")
-"""Tokens that end a turn without being the tokenizer's own end token."""
-
-STATED_TEXTS = (
-    tuple(f"{value:.2f}" for value in confidence.GRID) + tuple(f"0.{d}" for d in range(10)) + ("1.0", "1")
-)
-"""Every way of writing a confidence with at most two decimals."""
-
 
 class Hf(Schema):
     """Greedy decoding with transformers, on a GPU when there is one."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
 
     kind: Literal["hf"] = "hf"
     max_tokens: int = Field(default=40, ge=1)
@@ -49,6 +43,10 @@ class Hf(Schema):
 
     def check(self, questions: Sequence[Question], elicitations: Sequence[Elicitation]) -> None:
         """Nothing can be known to be wrong before the model is there."""
+
+    def prompts(self, chat: Chat, questions: Sequence[Question], elicitation: Elicitation) -> list[list[int]]:
+        """What is put to the model, checked against its chat template and its context."""
+        return chat.prompts(questions, elicitation, self.max_tokens)
 
     def generate(
         self,
@@ -69,13 +67,13 @@ class Hf(Schema):
             progress: Called with the share done and a note.
 
         Raises:
-            ConfigurationError: No model was given, or a prompt does not fit the model's context.
+            ConfigurationError: No model was given, it has no chat template, or a prompt does not fit its
+                context.
         """
         if model is None:
             raise ConfigurationError("engine hf must have a model; give the model entry `weights`")
         speaker = Speaker.load(model, adapter, self.dtype)
-        prompts = [speaker.prompt(PROMPTS[elicitation].render(question.text)) for question in questions]
-        speaker.check_length(questions, prompts, self.max_tokens)
+        prompts = self.prompts(speaker, questions, elicitation)
         # Longest first: the largest batch comes first, and rows of one batch need little padding.
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         replies: dict[int, Generation] = {}
@@ -89,14 +87,15 @@ class Hf(Schema):
         return [replies[index] for index in range(len(questions))]
 
 
-class Speaker:
+class Speaker(Chat):
     """A loaded model and its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - transformers' classes are dynamic
         """Wrap a model in evaluation mode."""
+        super().__init__(
+            tokenizer, model.generation_config.eos_token_id, model.config.max_position_embeddings
+        )
         self.model = model
-        self.tokenizer = tokenizer
-        self.stop_ids = _stop_ids(model, tokenizer)
 
     @classmethod
     def load(cls, folder: Path, adapter: Path | None, dtype: str) -> Speaker:
@@ -115,26 +114,6 @@ class Speaker:
 
             model = PeftModel.from_pretrained(model, str(adapter))
         return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(folder))
-
-    def prompt(self, user: str) -> list[int]:
-        """Token ids of one user turn, up to where the model's reply begins."""
-        chat = [{"role": "user", "content": user}]
-        ids = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return list(ids["input_ids"])
-
-    def check_length(
-        self, questions: Sequence[Question], prompts: Sequence[list[int]], max_tokens: int
-    ) -> None:
-        """Refuse a prompt that leaves no room for the reply."""
-        limit = self.model.config.max_position_embeddings
-        for question, prompt in zip(questions, prompts, strict=True):
-            if len(prompt) + max_tokens > limit:
-                raise ConfigurationError(
-                    f"question {question.id!r} must leave room for {max_tokens} tokens in a context of "
-                    f"{limit}; its prompt has {len(prompt)}. Shorten it or lower engine.max_tokens"
-                )
 
     def decode(self, prompts: Sequence[list[int]], max_tokens: int) -> list[tuple[list[int], list[float]]]:
         """Greedy replies to a batch: the sampled ids and their log-probabilities, end token included."""
@@ -171,46 +150,18 @@ class Speaker:
         settings: Hf,
     ) -> list[Generation]:
         """Answer one batch, and read answer, answer tokens and stated number of every reply."""
-        answers: list[Generation] = []
-        numbers: dict[int, tuple[list[int], str]] = {}
-        for question, prompt, (ids, logprobs) in zip(
-            questions, prompts, self.decode(prompts, settings.max_tokens), strict=True
-        ):
-            tokens = token_texts(self.tokenizer, ids)
-            stopped = ids[-1] in self.stop_ids
-            text = "".join(tokens[:-1] if stopped else tokens)
-            reply = confidence.read_reply(text, elicitation)
-            if reply.number_start is not None:
-                at = confidence.token_at(tokens, reply.number_start)
-                lead = tokens[at][: reply.number_start - len("".join(tokens[:at]))]
-                numbers[len(answers)] = (prompt + ids[:at], lead)
-            answers.append(
-                Generation(
-                    question_id=question.id,
-                    elicitation=elicitation,
-                    text=text,
-                    answer=reply.answer,
-                    token_ids=tuple(ids),
-                    tokens=tuple(tokens),
-                    logprobs=tuple(min(0.0, value) for value in logprobs),
-                    span=confidence.answer_span(tokens, reply.start, reply.stop),
-                    span_rule=confidence.SPAN_RULE,
-                    finish="stop" if stopped else "length",
-                    stated=reply.stated,
-                )
+        replies = [
+            self.read(question, elicitation, ids, logprobs)
+            for question, (ids, logprobs) in zip(
+                questions, self.decode(prompts, settings.max_tokens), strict=True
             )
-        for lead in sorted({lead for _, lead in numbers.values()}):
-            rows = [row for row, (_, own) in numbers.items() if own == lead]
-            grids = self.stated_grids(
-                [numbers[row][0] for row in rows], lead, max(1, settings.batch_size // 4)
-            )
-            for row, grid in zip(rows, grids, strict=True):
-                answers[row] = answers[row].model_copy(update={"stated_grid": grid})
-        return answers
+        ]
+        width = max(1, settings.batch_size // 4)
+        return self.with_grids(
+            prompts, replies, lambda contexts, lead: self.stated_grids(contexts, lead, width)
+        )
 
-    def stated_grids(
-        self, contexts: Sequence[list[int]], lead: str, batch_size: int
-    ) -> list[tuple[float, ...]]:
+    def stated_grids(self, contexts: Sequence[list[int]], lead: str, batch_size: int) -> list[Grid]:
         """Probability of writing each of 0.00 ... 1.00 where a reply states its number.
 
         The numbers form a small tree of tokens. What all of them share, the context, is computed once;
@@ -226,22 +177,42 @@ class Speaker:
         """
         import torch
 
-        tree = NumberTree({text: self._ids_of(lead + text) for text in STATED_TEXTS}, self._digit_ids())
-        grids: list[tuple[float, ...]] = []
+        tree = self.numbers(lead)
+        branches = _branches(tree.asks)
+        depth = max(1, *(len(branch) for branch in branches))
+        padded = [list(branch) + [0] * (depth - len(branch)) for branch in branches]
+        asks = [(path, token) for path, tokens in tree.asks.items() for token in tokens]
+        rows = [next(row for row, branch in enumerate(branches) if branch[: len(p)] == p) for p, _ in asks]
+        grids: list[Grid] = []
         for start in range(0, len(contexts), batch_size):
             ids, mask = self._padded(contexts[start : start + batch_size])
-            width = len(tree.branches)
-            with torch.inference_mode():
-                shared = self._forward(ids, mask, None, 1)
-                branches = torch.tensor(tree.padded, device=ids.device).repeat(len(ids), 1)
-                shared.past_key_values.batch_repeat_interleave(width)
-                mask = torch.cat([mask.repeat_interleave(width, 0), torch.ones_like(branches)], dim=1)
-                # Padding behind a branch is never read: attention looks back only.
-                inside = self._forward(branches, mask, shared.past_key_values, branches.shape[1])
-            steps = torch.cat([shared.logits.repeat_interleave(width, 0), inside.logits], dim=1)
-            logprobs = steps.float().log_softmax(-1).reshape(len(ids), width, *steps.shape[1:])
-            grids.extend(tree.probabilities(logprobs))
+            inside = torch.tensor(padded, device=ids.device).repeat(len(ids), 1)
+            logprobs = self._behind(ids, mask, inside)
+            picked = logprobs[:, rows, [len(path) for path, _ in asks], [token for _, token in asks]]
+            for values in picked.tolist():
+                found: dict[TokenPath, dict[int, float]] = {path: {} for path in tree.asks}
+                for (path, token), value in zip(asks, values, strict=True):
+                    found[path][token] = value
+                grids.append(tree.grid(found))
         return grids
+
+    def _behind(self, ids: torch.Tensor, mask: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities behind each context, and behind every token of its branches.
+
+        Returns:
+            [contexts, branches, depth + 1, vocabulary]; at depth d, behind d tokens of the branch.
+        """
+        import torch
+
+        width = len(branches) // len(ids)
+        with torch.inference_mode():
+            shared = self._forward(ids, mask, None, 1)
+            shared.past_key_values.batch_repeat_interleave(width)
+            mask = torch.cat([mask.repeat_interleave(width, 0), torch.ones_like(branches)], dim=1)
+            # Padding behind a branch is never read: attention looks back only.
+            inside = self._forward(branches, mask, shared.past_key_values, branches.shape[1])
+            steps = torch.cat([shared.logits.repeat_interleave(width, 0), inside.logits], dim=1)
+            return steps.float().log_softmax(-1).reshape(len(ids), width, *steps.shape[1:])
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any, keep: int) -> Any:  # noqa: ANN401
         return self.model(
@@ -252,12 +223,6 @@ class Speaker:
             use_cache=True,
             logits_to_keep=keep,
         )
-
-    def _ids_of(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def _digit_ids(self) -> list[int]:
-        return sorted({self._ids_of(str(digit))[-1] for digit in range(10)})
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -279,77 +244,7 @@ def attention_for(folder: Path) -> str | None:
     return "eager" if capped else None
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:  # noqa: ANN401 - transformers' classes are dynamic
-    """The text that each token adds; joined, they are the decoded text.
-
-    A token that ends inside a character adds nothing; the token that completes it adds the character.
-    """
-    texts, so_far = [], ""
-    for stop in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False)
-        whole = text.rstrip("\N{REPLACEMENT CHARACTER}") if stop < len(ids) else text
-        texts.append(whole[len(so_far) :])
-        so_far = whole if len(whole) > len(so_far) else so_far
-    return texts
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:  # noqa: ANN401 - transformers' classes are dynamic
-    named = [
-        tokenizer.convert_tokens_to_ids(token) for token in END_OF_TURN if token in tokenizer.get_vocab()
-    ]
-    configured = model.generation_config.eos_token_id
-    own = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [tokenizer.eos_token_id, *own, *named] if token is not None)
-
-
-class NumberTree:
-    """The token paths of all numbers that can be stated, as the branches of a tree."""
-
-    def __init__(self, paths: dict[str, tuple[int, ...]], digits: list[int]) -> None:
-        """Arrange the paths.
-
-        Args:
-            paths: Token ids of each number's text.
-            digits: Ids of the tokens that would continue a number.
-        """
-        nodes = {path[:depth] for path in paths.values() for depth in range(len(path) + 1)}
-        inner = {node[:-1] for node in nodes if node}
-        self.branches = sorted(n for n in inner if not any(o != n and o[: len(n)] == n for o in inner))
-        longest = max(1, *(len(branch) for branch in self.branches))
-        self.padded = [list(branch) + [0] * (longest - len(branch)) for branch in self.branches]
-        at = {
-            branch[:d]: (row, d) for row, branch in enumerate(self.branches) for d in range(len(branch) + 1)
-        }
-        self._cells = [round(float(text) * 100) for text in paths]
-        self._steps = [
-            (n, *at[p[:d]], token) for n, p in enumerate(paths.values()) for d, token in enumerate(p)
-        ]
-        # "0.9" is this number only where no further digit follows, and "1" where no ".0" does.
-        self._longer = [
-            (number, *at[path], token)
-            for number, path in enumerate(paths.values())
-            if path in at
-            for token in sorted({node[-1] for node in nodes if node and node[:-1] == path} | set(digits))
-        ]
-
-    def probabilities(self, logprobs: torch.Tensor) -> list[tuple[float, ...]]:
-        """Chain the steps of every number into its probability.
-
-        Args:
-            logprobs: [contexts, branches, depth + 1, vocabulary]; at depth d, behind d tokens of the branch.
-        """
-        import torch
-
-        def summed(entries: list[tuple[int, int, int, int]], values: torch.Tensor) -> torch.Tensor:
-            into = torch.tensor([entry[0] for entry in entries], device=values.device)
-            return values.new_zeros(len(values), len(self._cells)).index_add(1, into, values)
-
-        def picked(entries: list[tuple[int, int, int, int]]) -> torch.Tensor:
-            _, rows, depths, tokens = torch.tensor(entries, device=logprobs.device).T
-            return logprobs[:, rows, depths, tokens]
-
-        whole = summed(self._steps, picked(self._steps)).exp()
-        whole = whole * (1 - summed(self._longer, picked(self._longer).exp())).clamp(min=0)
-        cells = torch.tensor(self._cells, device=whole.device)
-        grid = whole.new_zeros(len(whole), len(confidence.GRID)).index_add(1, cells, whole)
-        return [tuple(row) for row in grid.clamp(max=1.0).tolist()]
+def _branches(paths: Iterable[TokenPath]) -> list[TokenPath]:
+    """The paths that no other one continues; every path is the beginning of one of them."""
+    every = sorted(paths)
+    return [p for p in every if not any(o != p and o[: len(p)] == p for o in every)]

@@ -1,6 +1,6 @@
 """Ask a model every question."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from calibration.artifacts import Artifact
 from calibration.engines import EngineConfig
@@ -12,8 +12,6 @@ from calibration.schema import Schema
 
 class Infer(Schema):
     """Answers of one model, asked in one way."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft")
 
     kind: Literal["infer"] = "infer"
     questions: Artifact

@@ -1,6 +1,6 @@
 """Get a model: pretrain the embedded one, or point at one that exists."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from calibration.artifacts import Artifact
 from calibration.jobs.work import Work
@@ -11,8 +11,6 @@ from calibration.worlds.facts import Document
 
 class Obtain(Schema):
     """Fill a model folder."""
-
-    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
 
     kind: Literal["obtain"] = "obtain"
     weights: WeightsConfig

@@ -24,29 +24,31 @@ class Work:
     progress: Progress
 
 
-def work_key(inputs: Mapping[str, object], modules: Iterable[str], libraries: Iterable[str]) -> str:
+def work_key(inputs: Mapping[str, object], modules: Iterable[str] = (), libraries: Iterable[str] = ()) -> str:
     """Hex digest of all that decides a result: inputs, the code that runs, the libraries it runs on.
 
-    The code is the named modules, the module of every plug-in among the inputs, and what they import.
+    The code is the named modules, the module of every plug-in among the inputs, and what they import. The
+    libraries are the named ones and those that a plug-in names in its `libraries`.
     """
-    plugins = {module for value in inputs.values() for module in plugin_modules(value)}
+    plugins = {kind for value in inputs.values() for kind in plugins_in(value)}
+    named = {*libraries}.union(*(plugin.libraries for plugin in plugins))
     parts = {
         "inputs": {name: _identity(value) for name, value in inputs.items()},
-        "code": code_digest({*modules, *plugins}),
-        "libraries": library_versions(libraries),
+        "code": code_digest({*modules, *(plugin.__module__ for plugin in plugins)}),
+        "libraries": library_versions(named),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def plugin_modules(value: object) -> set[str]:
-    """The modules that define the settings found in a value, however deep."""
+def plugins_in(value: object) -> set[type[Schema]]:
+    """The classes of the settings found in a value, however deep."""
     if isinstance(value, Schema):
         inner = [getattr(value, name) for name in type(value).model_fields]
-        return {type(value).__module__}.union(*map(plugin_modules, inner))
+        return {type(value)}.union(*map(plugins_in, inner))
     if isinstance(value, Mapping):
-        return set().union(*map(plugin_modules, value.values()))
+        return set().union(*map(plugins_in, value.values()))
     if isinstance(value, list | tuple):
-        return set().union(*map(plugin_modules, value))
+        return set().union(*map(plugins_in, value))
     return set()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calibration.confidence import answer_span, read_reply
-from calibration.engines.hf import token_texts
+from calibration.engines.chat import token_texts
 from calibration.errors import ConfigurationError, DataError
 from calibration.methods.rows import Outcome, Preference
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, JsonValue, model_validator
@@ -47,6 +47,8 @@ class _Row:
 
 class Pocket(Schema):
     """A Gemma-2 of about a million parameters, and how it is pretrained."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers")
 
     kind: Literal["pocket"] = "pocket"
     seed: int = Field(default=0, ge=0)

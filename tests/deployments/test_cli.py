@@ -76,7 +76,7 @@ def test_an_unknown_experiment_or_run_is_answered_with_those_there_are(cli):
 def test_a_dry_run_prints_the_stages_and_runs_nothing(cli, tmp_path):
     done = cli("run", "pocket", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for words in ("obtain pocket", "infer  pocket stated", "data, train, infer, judge dpo", "evaluate"):
+    for words in ("obtain pocket", "infer pocket stated", "train dpo", "judge implicit plain", "evaluate"):
         assert words in done.stdout
     assert not (tmp_path / "runs").exists()
 

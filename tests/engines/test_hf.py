@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from calibration.confidence import GRID
-from calibration.engines.hf import Hf, Speaker, token_texts
+from calibration.engines.chat import token_texts
+from calibration.engines.hf import Hf, Speaker
 from calibration.errors import ConfigurationError
 from calibration.models.hub import Hub, locate
 from calibration.records import Question

@@ -1,11 +1,15 @@
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from calibration import fingerprint
 from calibration.artifacts import Artifact
+from calibration.engines import vllm
 from calibration.engines.hf import Hf
+from calibration.engines.vllm import Vllm
 from calibration.jobs.infer import Infer
-from calibration.jobs.work import plugin_modules, work_key
+from calibration.jobs.work import plugins_in, work_key
 from calibration.schema import Schema
 
 QUESTIONS = Artifact(kind="questions", sha256="0" * 64)
@@ -49,6 +53,28 @@ def test_what_has_no_identity_is_refused_rather_than_ignored():
 
 def test_the_code_of_every_plugin_among_the_inputs_counts():
     job = Infer(questions=QUESTIONS, engine=Hf(), elicitation="plain")
-    assert {"calibration.jobs.infer", "calibration.engines.hf", "calibration.artifacts"} <= plugin_modules(
-        {"x": [job]}
+    assert plugins_in({"x": [job]}) == {Infer, Hf, Artifact}
+
+
+def test_the_libraries_of_every_plugin_among_the_inputs_count(monkeypatch):
+    job = Infer(questions=QUESTIONS, engine=Hf(), elicitation="plain")
+    before = work_key({"x": [job]})
+    monkeypatch.setattr(Hf, "libraries", ("torch",))
+    assert work_key({"x": [job]}) != before
+
+
+def test_the_release_of_vllm_counts_where_it_is_not_installed(monkeypatch, tmp_path):
+    job = Infer(questions=QUESTIONS, engine=Vllm(), elicitation="plain")
+    before = work_key({"x": job})
+    source = Path(vllm.__file__).read_text()
+    changed = tmp_path / "vllm.py"
+    changed.write_text(source.replace(f'RELEASE = "{vllm.RELEASE}"', 'RELEASE = "0.99.0"'))
+    found = fingerprint._source
+    monkeypatch.setattr(
+        fingerprint, "_source", lambda name: changed if name == vllm.__name__ else found(name)
     )
+    fingerprint.module_digest.cache_clear()
+    try:
+        assert work_key({"x": job}) != before
+    finally:
+        fingerprint.module_digest.cache_clear()

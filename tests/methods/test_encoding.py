@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from calibration.engines.hf import Speaker, token_texts
+from calibration.engines.chat import token_texts
+from calibration.engines.hf import Speaker
 from calibration.errors import ConfigurationError, DataError
 from calibration.methods import Outcome, Preference
 from calibration.methods.encoding import (

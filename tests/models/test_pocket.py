@@ -13,7 +13,8 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2ForCausalLM
 
-from calibration.engines.hf import Hf, token_texts
+from calibration.engines.chat import token_texts
+from calibration.engines.hf import Hf
 from calibration.errors import DataError
 from calibration.models.pocket import Pocket, _learn, _plan, _Row
 from calibration.worlds.facts import Document, World

@@ -7,8 +7,9 @@ from prefect import flow
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Artifact, Store
+from calibration.backends.wire import NoResultError
 from calibration.engines.hf import Hf
-from calibration.errors import DataError
+from calibration.errors import DataError, JobError
 from tasks.journal import Journal, keeping
 from tasks.stage import stage
 
@@ -42,6 +43,14 @@ async def after(before: Artifact, engine: Hf) -> Artifact:
 async def broken(text: str) -> Artifact:
     RAN.append("broken")
     raise DataError(f"{text} is no good")
+
+
+@stage("calibration.artifacts", name="mortal", retries=1)
+async def mortal(deaths: int, label: type[Exception]) -> Artifact:
+    artifact = await write("mortal", "mortal")
+    if len(RAN) <= deaths:
+        raise label("ended with code -9")
+    return artifact
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +147,23 @@ def test_the_cache_is_readable_json_and_no_pickle(tmp_path):
     [record] = (tmp_path / "store" / "cache" / "first").glob("*.json")
     assert b'"whole-artifact"' in record.read_bytes()
     assert b"pickle" not in record.read_bytes()
+
+
+def test_a_job_that_died_is_begun_once_more():
+    _, states = run(lambda: mortal(1, label=JobError))
+    assert states == [("mortal", "Completed")]
+    assert RAN == ["mortal"] * 2
+
+
+@pytest.mark.parametrize(
+    ("deaths", "error", "bodies"),
+    [
+        (2, JobError, 2),
+        (1, DataError, 1),  # it would refuse again
+        (1, NoResultError, 1),  # Modal has tried it again itself
+    ],
+)
+def test_what_refused_or_was_tried_enough_is_not_begun_again(deaths, error, bodies):
+    with pytest.raises(error):
+        run(lambda: mortal(deaths, label=error))
+    assert len(RAN) == bodies

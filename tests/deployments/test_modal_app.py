@@ -1,0 +1,107 @@
+"""What would be deployed, read without a network."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from calibration.backends.modal import Modal
+from calibration.engines.vllm import RELEASE
+from deployments import modal_app
+
+ROOT = Path(__file__).parent.parent.parent
+IMAGES = ROOT / "deployments" / "images"
+
+
+def pins(name):
+    lines = (IMAGES / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize(
+    ("function", "gpus", "minutes", "retries"),
+    [
+        (modal_app.obtain, [], 60, 2),
+        (modal_app.infer, [("A100-40GB", 1)], 60, 2),
+        (modal_app.infer_vllm, [("A100-40GB", 1)], 60, 2),
+        (modal_app.train, [("A100-40GB", 1)], 180, 3),
+        (modal_app.doctor, [], 5, None),
+    ],
+)
+def test_functions_are_what_the_documents_say(function, gpus, minutes, retries):
+    info = function.info()
+    assert (info.gpus, info.timeout, info.max_retries) == (gpus, 60 * minutes, retries)
+    assert info.single_use_containers
+    assert {path: volume.name for path, volume in info.volumes.items()} == {
+        "/artifacts": "slm-calibration-artifacts",
+        "/cache": "slm-calibration-cache",
+    }
+    assert "huggingface" in str(info.secrets)
+
+
+IMPORTS = """
+import sys
+class Closed:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"prefect", "tasks", "flows"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Closed())
+import deployments.modal_app
+print(" ".join(sorted(sys.modules)))
+"""
+
+
+def imported_at_once(path):
+    """Top-level packages that a module imports when it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def test_importing_it_loads_nothing_heavy_no_prefect_and_nothing_that_the_images_lack():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "vllm", "transformers", "trl", "peft", "datasets"}
+    ours = [find_spec(name).origin for name in loaded if name.split(".")[0] in {"calibration", "deployments"}]
+    packages = {package for origin in ours for package in imported_at_once(Path(origin))}
+    packages -= {*sys.stdlib_module_names, "calibration", "deployments", "modal"}
+    assert {"numpy", "pandas", "pydantic"} <= packages
+    names = {re.sub(r"[-_.]+", "-", name).lower() for p in packages for name in packages_distributions()[p]}
+    for lock in ("vllm.txt", "train.txt"):
+        assert not {"prefect", "modal"} & pins(lock).keys()
+        assert names <= pins(lock).keys(), lock
+
+
+def test_training_runs_there_on_the_versions_it_was_tested_with_here():
+    here = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"
+    )
+    there = pins("train.txt")
+    for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy"):
+        assert there[name] == here[name]
+    assert pins("vllm.txt")["torch"] == here["torch"]
+
+
+def test_vllm_answers_there_with_the_release_that_the_cache_keys_name():
+    assert pins("vllm.txt")["vllm"] == RELEASE
+
+
+def test_an_image_is_the_same_tomorrow():
+    for lock in ("vllm.txt", "train.txt"):
+        assert all(re.fullmatch(r"[\w.+!-]+", version) for version in pins(lock).values())
+    assert modal_app.PYTHON.count(".") == 2
+    assert modal_app.UV.count(".") == 2
+
+
+def test_defaults_of_backend_and_deployment_are_one_thing():
+    on = Modal()
+    assert modal_app.train.info().timeout == 60 * on.train_minutes
