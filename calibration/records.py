@@ -169,7 +169,8 @@ def read_tables(path: Path, kind: type[Schema]) -> Iterator[pa.Table]:
         ArtifactError: The file is not there or is no parquet file.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        # Buffering ahead would hold the whole file.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(ROW_GROUP):
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowInvalid) as error:
