@@ -98,3 +98,18 @@ def test_killed_after_every_stage_it_ends_as_an_undisturbed_run(cli, tmp_path):
     assert stormy["run"] != calm["run"]
     assert stormy["rows"] == calm["rows"]
     assert stormy["verdicts"] == calm["verdicts"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_shards_that_are_not_there(cli, tmp_path):
+    experiment = tmp_path / "small.toml"
+    experiment.write_text(SMALL)
+    shards = ("--flow", "baseline", "--set", "shards={size=30,at_once=1}")
+    killed = follow(*cli("run", experiment, *shards, wait=False), until="infer tiny plain 2/5")
+    stages = follow(*cli("resume", "latest", wait=False))
+
+    plain = [f"infer tiny plain {number}/5" for number in range(1, 6)]
+    assert [killed.get(name) for name in plain[:2]] == ["Completed", "Completed"]
+    assert [stages[name] for name in plain[:2]] == ["Cached", "Cached"]
+    assert stages[plain[4]] == stages["merge tiny plain"] == "Completed"
+    assert not finished(killed) & finished(stages), "no stage is finished twice"
