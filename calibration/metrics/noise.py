@@ -129,7 +129,7 @@ class JudgeAudit:
                 ends of two intervals and the upper one of the share.
 
         >>> [round(rate, 3) for rate in JudgeAudit(45, 50, 48, 50).worst(0.05)]  # .9 and .96 as they are
-        [0.966, 0.863]
+        [0.967, 0.863]
         """
         first, second = self.counts(by_mark=self.marked_right_share is not None)
         share = self.marked_right_share
