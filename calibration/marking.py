@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from calibration.errors import ConfigurationError, DataError
 from calibration.judges.protocol import Item
+from calibration.judges.recorded import LABELS
 from calibration.metrics.inference import Estimate, exact_interval
 from calibration.records import Question, Verdict
 from calibration.schema import Schema
@@ -23,11 +24,9 @@ from calibration.sources.rows import FileRow, question_id, read_file
 
 VERDICT_COLUMNS = ("verdict", "reason", "judge", "model_version", "extracted")
 """What a judge adds to an answer."""
-_MARKS = {
-    **dict.fromkeys(("1", "1.0", "true", "right", "correct"), 1.0),
-    **dict.fromkeys(("0", "0.0", "false", "wrong", "incorrect", "not_attempted"), 0.0),
-    **dict.fromkeys(("", "unjudged"), math.nan),
-}
+_VALUES = {"correct": 1.0, "incorrect": 0.0, "not_attempted": 0.0, "unjudged": math.nan}
+_MARKS = {word: _VALUES[label] for word, label in LABELS.items()} | {"right": 1.0, "wrong": 0.0}
+"""The words of recorded labels, and two that a person may prefer."""
 
 
 class AnswerColumns(Schema):

@@ -92,18 +92,7 @@ class GeminiBatch(LanguageJudge):
     async def judge(
         self, items: Sequence[Item], *, progress: Callable[[float, str], None], vote: int = 0
     ) -> list[Verdict]:
-        """One verdict for each item, in their order; what is in the store's ledger is not asked again.
-
-        Args:
-            items: The answers.
-            progress: Told the share that is done, and a note.
-            vote: Which of several independent votes on the same answers; each is kept for itself.
-
-        Raises:
-            ConfigurationError: Something is known to be wrong before the first request.
-            DataError: Two items have the same id and other texts.
-            JudgeError: Judging had to stop, or a job ended without results; everything else is kept.
-        """
+        """As every judge that asks a model; a job that ended without results is a JudgeError, too."""
         self.check(())
         wire = BatchWire(self.model, self.protocol.thinking)
         async with wire:

@@ -18,40 +18,9 @@ from safetensors.torch import load_file
 
 from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
+from tests.commands import SMALL
 
 COMMAND = Path(sys.executable).with_name("slm-calibration")
-SMALL = """
-name = "small"
-[data]
-kind = "world"
-entities_per_topic = 24
-pool_size = 6
-statement_share = 0.1
-stated_share = 0.4
-[splits]
-train = 0.4
-calibration = 0.2
-validation = 0.1
-test = 0.3
-[models.tiny.weights]
-kind = "pocket"
-width = 64
-layers = 2
-heads = 2
-key_value_heads = 1
-feed_forward = 128
-tokens_per_step = 512
-epochs = 2
-checkpoint_steps = 20
-[judge]
-kind = "exact"
-[methods.dpo]
-kind = "dpo"
-optimisation = { learning_rate = 1e-3, epochs = 1 }
-[methods.implicit]
-kind = "implicit"
-optimisation = { learning_rate = 1e-3, epochs = 1 }
-"""
 
 
 @pytest.fixture

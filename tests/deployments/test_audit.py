@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from datetime import datetime, time, timedelta
 from pathlib import Path
 
@@ -15,36 +13,7 @@ from calibration.artifacts import file_sha256
 from calibration.audit import Audit
 from calibration.errors import DataError
 from calibration.routing.policy import Router
-
-MANY = """
-import contextlib, io, json, sys
-from deployments.cli import main
-done = []
-for arguments in json.loads(sys.stdin.read()):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(arguments)
-        except SystemExit as stop:
-            code = stop.code
-    done.append([code, out.getvalue(), err.getvalue()])
-heavy = [name for name in ("torch", "prefect", "transformers", "datasets") if name in sys.modules]
-print(json.dumps([done, heavy]))
-"""
-
-
-def run_many(folder, commands):
-    """Run several commands in one new process: (exit code, output, error) of each, heavy packages loaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", MANY],
-        input=json.dumps([[str(word) for word in command] for command in commands]),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+from tests.commands import run_many
 
 
 def audit(table, *, columns=None, base=None, **settings):

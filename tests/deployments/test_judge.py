@@ -11,24 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.commands import run_many as commands_in_one_process
 from tests.judges.gemini_server import GeminiServer, Say, error
 
 KEY = "AIza-planted-7d31c0ffee"
-MANY = """
-import contextlib, io, json, sys
-from deployments.cli import main
-done = []
-for arguments in json.loads(sys.stdin.read()):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main(arguments)
-        except SystemExit as stop:
-            code = stop.code
-    done.append([code, out.getvalue(), err.getvalue()])
-heavy = [name for name in ("torch", "prefect", "transformers", "datasets") if name in sys.modules]
-print(json.dumps([done, heavy]))
-"""
 PER_ANSWER = (600 * 0.30 + 20 * 2.50) / 1e6
 """Dollars of one request to the server."""
 
@@ -57,19 +43,8 @@ def environment(server=None, key=KEY):
 
 
 def run_many(folder, commands, server=None, key=KEY):
-    """Run several commands in one new process: (exit code, output, error) of each, heavy packages loaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", MANY],
-        input=json.dumps([[str(word) for word in command] for command in commands]),
-        cwd=folder,
-        env=environment(server, key),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert KEY not in done.stdout + done.stderr
-    return json.loads(done.stdout)
+    """Run several commands in one new process, against a server; the key is never printed."""
+    return commands_in_one_process(folder, commands, environment=environment(server, key), unsaid=KEY)
 
 
 def answers(n=40):
@@ -376,7 +351,6 @@ def test_a_judge_is_audited(tmp_path, audited):
 
 
 def test_its_table_is_what_the_audit_of_a_system_reads(tmp_path, audited):
-    pytest.importorskip("deployments.audit")
     _, truth = audited
     measure = [
         "audit",

@@ -297,8 +297,9 @@ def test_another_model_in_its_place_stops_the_run_and_labels_nothing(serve, judg
 
 
 def test_tokens_that_nobody_told_are_unknown_and_not_nothing(serve, judge, ledger):
-    serve(always(Say(usage=None)))
+    server = serve(always(Say(usage=None)))
     judge([item()])
+    assert server.count == 1
     spent = ledger().spent("gemini", MODEL)
     assert (spent.used, spent.unknown) == (Usage(), 1)
     assert spent.at_most.output == 256
@@ -347,6 +348,7 @@ def test_an_accepted_answer_reaches_the_judge_as_it_is(serve, judge, gold):
     server = serve()
     assert labels(judge([item(gold, f" {gold} ")])) == ["correct"]
     assert server.seen[0].case["accepted_answers"] == [gold]
+    assert server.count == 1
 
 
 @pytest.mark.parametrize("rule", ["either X or Y", "gives only a part", "refuses", "acceptable range"])
@@ -354,6 +356,7 @@ def test_the_prompt_says_how_hedges_parts_and_refusals_are_graded(serve, judge, 
     server = serve()
     judge([item("either gold or silver")])
     assert rule in server.seen[0].body["contents"][0]["parts"][0]["text"]
+    assert server.count == 1
 
 
 def test_the_models_own_confidence_is_not_shown_to_the_judge(serve, judge):
