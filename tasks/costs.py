@@ -31,17 +31,18 @@ async def showing_costs(judge: Judge) -> AsyncIterator[None]:
 
 
 def _row(scope: str, cost: Cost) -> dict[str, object]:
+    """The dollars among the first: the page shows seven columns, and hides the rest behind a scroll bar."""
     used = cost.spent.used
     return {
         "in": scope,
-        "service": cost.provider,
         "model": cost.model,
+        "dollars": "price unknown" if cost.usd is None else round(cost.usd, 6),
         "requests": cost.spent.requests,
         "tokens in": used.prompt,
         "of them cached": used.cached,
         "tokens out": used.output,
         "thoughts": used.thoughts,
         "requests of unknown cost": cost.spent.unknown,
-        "dollars": "price unknown" if cost.usd is None else round(cost.usd, 6),
+        "service": cost.provider,
         "prices of": str(cost.facts.as_of) if cost.facts else "",
     }
