@@ -27,6 +27,7 @@ from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
 from deployments.judge import add_judge, add_judge_audit
+from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
 
 BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal}
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
 def resume(options: argparse.Namespace) -> None:
     """Continue a run: what is whole is taken from the store."""
     book = Run.find(runs_root(), options.run)
-    record = book.read()
+    with book.held():
+        record = book.read()
     options.flow, options.base = record.flow, record.baseline
     _start(options, record.experiment, run=record.run)
 
@@ -69,21 +71,11 @@ def report(options: argparse.Namespace) -> None:
     if not page.exists():
         record = book.read()
         raise ConfigurationError(
-            f"run {record.run} must have come to its report; it is {record.state.lower()} ({record.error}). "
+            f"run {record.run} must have come to its report; it is {book.state().lower()} ({record.error}). "
             f"Continue it: slm-calibration resume {record.run}"
         )
     print(page.read_text(encoding="utf-8"))
     print(f"{book.folder / 'report.html'}")
-
-
-def runs(options: argparse.Namespace) -> None:
-    """List the runs, oldest first."""
-    del options
-    for book in Run.all(runs_root()):
-        record, stages = book.read(), book.stages()
-        seconds = "" if record.seconds is None else f"{record.seconds:.1f} s"
-        came_to = f"{len(stages)} stages, last: {stages[-1].name}" if stages else "no stage"
-        print(f"{record.run:44} {record.flow:10} {record.state:10} {seconds:>10}  {came_to}")
 
 
 def settings(options: argparse.Namespace) -> None:
@@ -141,7 +133,8 @@ def _print_outcome(book: Run) -> None:
         print((book.folder / SUMMARY).read_text(encoding="utf-8"))
         print(f"report: {book.folder / 'report.html'}")
     if record.state != "Completed":
-        print(f"slm-calibration: run {record.run} failed: {record.error}", file=sys.stderr)
+        what = "was stopped" if record.state == "Stopped" else f"failed: {record.error}"
+        print(f"slm-calibration: run {record.run} {what}", file=sys.stderr)
         print(f"continue it: slm-calibration resume {record.run}", file=sys.stderr)
         raise SystemExit(1)
 
@@ -231,8 +224,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=report)
     command.add_argument("run", help="id of the run, or latest")
 
-    command = commands.add_parser("runs", help="list the runs")
-    command.set_defaults(command=runs)
+    add_runs(commands.add_parser("runs", help="list the runs, or delete one"))
+    add_gc(commands.add_parser("gc", help="remove from the store what no run refers to"))
 
     add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 

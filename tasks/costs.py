@@ -22,7 +22,8 @@ async def showing_costs(judge: Judge) -> AsyncIterator[None]:
     if journal.asked_before is None:
         journal.asked_before = latest_request(Store.from_environment().root)
     try:
-        yield
+        with journal.asking(model):
+            yield
     finally:
         if model:
             shown = [_row("this run", cost) for cost in model.costs(journal.asked_before)]

@@ -1,13 +1,22 @@
 """What happens in a run, as it happens: to the run's folder, and to whoever listens."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
+from calibration.artifacts import Artifact, Store
+from calibration.judges.language import LanguageJudge
+from calibration.judges.ledger import latest_request
 from calibration.results import StageRecord
-from calibration.runs import Run
+from calibration.runs import Run, Use
+from calibration.spending import Spending, spent_on_gpus, spent_on_judge
+
+SPENDING_SECONDS = 5.0
+"""How often, while a stage goes on, the run's folder is told what it has cost: what a kill can leave out."""
 
 
 class Listener(Protocol):
@@ -34,6 +43,13 @@ class Journal:
     stages: list[StageRecord] = field(default_factory=list)
     asked_before: int | None = None
     """The latest request to a judging model before this run's first."""
+    spent: Spending = field(default_factory=Spending)
+    """In earlier attempts, and on the judging of this one that is over."""
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _work: set[str] = field(default_factory=set)
+    _asking: list[tuple[LanguageJudge, int]] = field(default_factory=list)
+    """For each judging that goes on: who is asked, and the latest request before the first of them."""
+    _noted: float = 0.0
 
     def wants_refresh(self, stage: str) -> bool:
         """Whether a stored result of this stage is to be made again."""
@@ -41,11 +57,15 @@ class Journal:
 
     def start(self, stage: str) -> None:
         """A stage begins."""
+        if self.run:
+            self.run.append(StageRecord(name=stage, state="Running", seconds=0.0))
         if self.listener:
             self.listener.started(stage)
 
     def progress(self, stage: str, fraction: float, note: str) -> None:
         """A stage has come this far."""
+        if time.monotonic() - self._noted >= SPENDING_SECONDS:
+            self._note_spending()
         if self.listener:
             self.listener.progressed(stage, fraction, note)
 
@@ -55,8 +75,42 @@ class Journal:
         self.stages.append(record)
         if self.run:
             self.run.append(record)
+        self._note_spending()
         if self.listener:
             self.listener.ended(record)
+
+    def use(self, *artifacts: Artifact, record: str | None = None, work: str | None = None) -> None:
+        """The run needs this of the store."""
+        if work:
+            self._work.add(work)
+        if self.run:
+            self.run.use(Use(record=record, work=work, artifacts=artifacts))
+
+    @contextmanager
+    def asking(self, model: LanguageJudge | None) -> Iterator[None]:
+        """Count what is asked of a judge's model inside. Only one process at a time can be asking."""
+        if model is None:
+            yield
+            return
+        first = self._asking[0][1] if self._asking else latest_request(Store.from_environment().root)
+        self._asking.append((model, first))
+        try:
+            yield
+        finally:
+            if len(self._asking) == 1:
+                self.spent += spent_on_judge(model, first)
+            self._asking.pop()
+
+    def spending(self) -> Spending:
+        """What the run has cost so far."""
+        gpus = spent_on_gpus(Store.from_environment(), self._work, self.began)
+        judge = spent_on_judge(*self._asking[0]) if self._asking else Spending()
+        return self.spent + judge + gpus
+
+    def _note_spending(self) -> None:
+        if self.run:
+            self._noted = time.monotonic()
+            self.run.spend(self.spending())
 
 
 _current: ContextVar[Journal | None] = ContextVar("journal", default=None)

@@ -2,17 +2,24 @@
 
 import platform
 import time
+from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
+
+from calibration.artifacts import Store
 from calibration.backends import BackendConfig
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.fingerprint import library_versions
-from calibration.runs import BASELINE, Run, RunRecord, new_run_id, runs_root
+from calibration.runs import BASELINE, Run, RunRecord, new_run_id, run_of, runs_root
 from calibration.stages.baseline import Baseline
+from calibration.stewardship import in_use
 from tasks.cancellation import heeding_cancellation
 from tasks.journal import Journal, current_listener, keeping
 
@@ -31,42 +38,74 @@ def recording(
     refresh: str | None,
     base: str | None = None,
 ) -> Iterator[RunRecord]:
-    """Keep the books of everything that happens inside, however it ends."""
-    started = time.monotonic()
+    """Keep the books of everything that happens inside, however it ends.
+
+    Raises:
+        ConfigurationError: The run that is to be continued had other settings, or another process runs it.
+    """
+    started, flow_run = time.monotonic(), _flow_run()
     record = RunRecord(
-        run=run or new_run_id(experiment.name),
+        run=run or _retried(flow_run) or new_run_id(experiment.name),
         flow=flow,
         experiment=experiment,
         backend=on.model_dump_json(),
         started=datetime.now(UTC),
         baseline=base,
+        flow_run=str(flow_run.id) if flow_run else None,
     )
-    book = _continued(record) if (runs_root() / record.run).exists() else Run.begin(runs_root(), record)
-    state, error = "Failed", "stopped"
-    try:
-        journal = Journal(run=book, listener=current_listener(), refresh=refresh)
-        with keeping(journal), heeding_cancellation():
-            yield record
-        state, error = "Completed", ""
-    except Exception as caught:
-        error = f"{type(caught).__name__}: {caught}"
-        raise
-    finally:
-        seconds = round(time.monotonic() - started, 3)
-        book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
-
-
-def _continued(record: RunRecord) -> Run:
-    book = Run.find(runs_root(), record.run)
-    before = book.read()
-    if before.experiment != record.experiment:
-        raise ConfigurationError(
-            f"run {record.run} must be continued with the experiment it began with; its settings differ. "
-            "Begin a new run: what did not change is taken from the cache"
+    with in_use(Store.from_environment(), runs_root()), _opened(record) as book:
+        state, error = "Stopped", "stopped"
+        journal = Journal(
+            run=book,
+            listener=current_listener(),
+            refresh=refresh,
+            spent=book.spending(),
+            began=record.started,
         )
-    book.restart()
-    book.save(record)
-    return book
+        try:
+            with keeping(journal), heeding_cancellation():
+                yield record
+            state, error = "Completed", ""
+        except (CancelledError, KeyboardInterrupt, TerminationSignal):
+            raise
+        except BaseException as caught:
+            state, error = "Failed", f"{type(caught).__name__}: {caught}"
+            raise
+        finally:
+            book.spend(journal.spending())
+            seconds = round(time.monotonic() - started, 3)
+            book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
+
+
+def _flow_run() -> FlowRun | None:
+    """The flow run that this happens in."""
+    context = FlowRunContext.get()
+    return context.flow_run if context else None
+
+
+def _retried(flow_run: FlowRun | None) -> str | None:
+    """The run that an earlier attempt of a flow run has begun."""
+    return run_of(runs_root(), str(flow_run.id)) if flow_run and flow_run.run_count > 1 else None
+
+
+@contextmanager
+def _opened(record: RunRecord) -> Iterator[Run]:
+    """The folder of a new run, or of one that is continued, held until it ends."""
+    if not (runs_root() / record.run).exists():
+        book = Run.begin(runs_root(), record)
+        with book.held():
+            yield book
+        return
+    book = Run.find(runs_root(), record.run)
+    with book.held():
+        if book.read().experiment != record.experiment:
+            raise ConfigurationError(
+                f"run {record.run} must be continued with the experiment it began with; its settings differ. "
+                "Begin a new run: what did not change is taken from the cache"
+            )
+        book.restart()
+        book.save(record)
+        yield book
 
 
 def save_baseline(book: Run, baseline: Baseline) -> None:

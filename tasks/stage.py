@@ -7,7 +7,8 @@ and an entry in the run's journal.
 
 import inspect
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec
 
@@ -21,6 +22,7 @@ from prefect.transactions import IsolationLevel
 from calibration.artifacts import Artifact, Store
 from calibration.errors import ArtifactError, JobError
 from calibration.jobs.work import work_key
+from calibration.schema import Schema
 from tasks.journal import current_journal
 from tasks.locks import FlockManager
 
@@ -30,11 +32,16 @@ NOT_IDENTITY = frozenset({"on", "label"})
 """Parameters that change where or under what name work is done, never its result."""
 
 
+@dataclass
 class ByContent(CachePolicy):
     """A cache key from what the inputs hold and what the code does.
 
-    Prefect's own policies hash the task's text but not what it calls, and leave out which task it is.
+    Prefect's own policies hash the task's text but not what it calls, and leave out which task it is. Where
+    Prefect cannot make a key it runs the task without a cache, so it is made before, and fails the stage.
     """
+
+    path: str = ""
+    """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
 
     def compute_key(
         self,
@@ -43,9 +50,9 @@ class ByContent(CachePolicy):
         flow_parameters: dict[str, Any],
         **kwargs: Any,  # noqa: ANN401 - Prefect's signature
     ) -> str:
-        """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
-        del flow_parameters, kwargs
-        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        """The path that was made from the inputs."""
+        del task_ctx, inputs, flow_parameters, kwargs
+        return self.path
 
 
 def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
@@ -54,6 +61,19 @@ def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str
     return work_key(
         {name: value for name, value in inputs.items() if name not in NOT_IDENTITY}, modules, libraries
     )
+
+
+def artifacts_in(value: object) -> list[Artifact]:
+    """The references found in a value, however deep."""
+    if isinstance(value, Artifact):
+        return [value]
+    if isinstance(value, Schema):
+        return artifacts_in([getattr(value, name) for name in type(value).model_fields])
+    if isinstance(value, Mapping):
+        return artifacts_in([*value.values()])
+    if isinstance(value, list | tuple):
+        return [artifact for item in value for artifact in artifacts_in(item)]
+    return []
 
 
 class WholeArtifact(Serializer):
@@ -114,21 +134,25 @@ def stage(
 
         @wraps(function)
         async def run(*args: P.args, **kwargs: P.kwargs) -> Artifact:
-            title = name.format(**inspect.signature(function).bind(*args, **kwargs).arguments)
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            title = name.format(**bound.arguments)
             journal = current_journal()
             journal.start(title)
-            locks = FlockManager(Store.from_environment().root / "locks")
-            once = task.with_options(
-                cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
-                refresh_cache=journal.wants_refresh(title),
+            key = ByContent(
+                path=f"{task.name}/{stage_key(function, bound.arguments)}.json",
+                lock_manager=FlockManager(Store.from_environment().root / "locks"),
+                isolation_level=IsolationLevel.SERIALIZABLE,
             )
+            once = task.with_options(cache_policy=key, refresh_cache=journal.wants_refresh(title))
             started = time.monotonic()
             # Prefect's overload for `return_state` does not say that an async task's state is awaited.
             pending: Any = once(*args, return_state=True, **kwargs)
             state: State[Artifact] = await pending
-            journal.record(title, state.name or str(state.type), time.monotonic() - started)
-            artifact: Artifact = await state.aresult()
-            return artifact
+            seconds, made = time.monotonic() - started, await state.aresult(raise_on_failure=False)
+            journal.use(*artifacts_in([made, bound.arguments]), record=key.path)
+            journal.record(title, state.name or str(state.type), seconds)
+            return made if isinstance(made, Artifact) else await state.aresult()
 
         return run
 

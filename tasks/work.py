@@ -9,12 +9,14 @@ from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
 from calibration.jobs.train import Train
 from calibration.jobs.work import work_key
+from tasks.journal import current_journal
 from tasks.progress import reporting
 from tasks.stage import stage
 
 
 async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> Artifact:
     key = work_key({"job": job})
+    current_journal().use(work=key)
     async with reporting(title) as progress:
         return await on.run(job, key, Store.from_environment(), progress)
 

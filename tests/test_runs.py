@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -6,7 +8,7 @@ from pydantic import ValidationError
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.results import StageRecord
-from calibration.runs import Run, RunRecord, new_run_id
+from calibration.runs import Run, RunRecord, Use, new_run_id
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -59,3 +61,78 @@ def test_ids_are_names_and_differ():
     assert len(ids) == 50
     for name in ids:
         assert record(name).run == name
+
+
+HOLDER = (
+    "import sys, time\nfrom pathlib import Path\nfrom calibration.runs import Run\n"
+    "with Run(Path(sys.argv[1])).held():\n    print('held', flush=True)\n    time.sleep(600)\n"
+)
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A run, and the process that runs it until it is killed."""
+    book = Run.begin(tmp_path, record("one"))
+    with subprocess.Popen([sys.executable, "-c", HOLDER, book.folder], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield book, process
+        process.kill()
+
+
+def test_a_run_whose_process_was_killed_is_stopped_and_can_be_continued(running):
+    book, process = running
+    assert book.state() == "Running"
+    process.kill()
+    process.wait()
+    assert book.read().state == "Running", "a killed process writes nothing"
+    assert book.state() == "Stopped"
+    with book.held():
+        assert book.state() == "Running"
+
+
+def test_a_run_is_continued_and_deleted_by_one_process_at_a_time(running):
+    book, process = running
+    words = rf"run one must be continued by one process at a time; process {process.pid} is at it"
+    with pytest.raises(ConfigurationError, match=words), book.held():
+        pass
+    with pytest.raises(ConfigurationError, match=words):
+        book.delete()
+    assert book.read() == record("one")
+
+
+def test_a_run_says_what_it_was_doing_and_what_failed(tmp_path):
+    book = Run.begin(tmp_path, record("one"))
+    for name, state in [("a", "Running"), ("b", "Running"), ("a", "Completed"), ("c", "Running")]:
+        book.append(StageRecord(name=name, state=state, seconds=0))
+    assert (book.under_way(), book.stopped_at()) == (["b", "c"], "b, c")
+    assert [stage.name for stage in book.stages()] == ["a"]
+    book.append(StageRecord(name="c", state="Failed", seconds=1))
+    assert book.stopped_at() == "c"
+
+
+def test_a_line_that_a_full_disk_has_cut_short_spoils_no_other(tmp_path):
+    book = Run.begin(tmp_path, record("one"))
+    book.use(Use(record="a/1.json"))
+    with (book.folder / "uses.jsonl").open("a") as file:
+        file.write('{"record":"b/2.j')
+    book.use(Use(work="w"))
+    assert book.uses() == [Use(record="a/1.json"), Use(work="w")]
+
+
+def test_a_deleted_run_is_gone_and_latest_is_the_newest_that_is_left(tmp_path):
+    books = [Run.begin(tmp_path, record(name, minute)) for minute, name in enumerate(["one", "two", "three"])]
+    books[2].delete()
+    assert Run.find(tmp_path, "latest").folder.name == "two"
+    books[0].delete()
+    assert [book.folder.name for book in Run.all(tmp_path)] == ["two"]
+    books[1].delete()
+    with pytest.raises(ConfigurationError, match="there are none yet"):
+        Run.find(tmp_path, "latest")
+
+
+def test_a_run_that_does_not_say_what_it_uses_is_not_taken_for_one_that_uses_nothing(tmp_path):
+    book = Run.begin(tmp_path, record("one"))
+    assert book.uses() == []
+    (book.folder / "uses.jsonl").unlink()
+    with pytest.raises(ConfigurationError, match="run one must say what it uses"):
+        book.uses()

@@ -1,0 +1,120 @@
+"""What the runs need of a store, and what nobody needs: no run refers to it."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from stat import S_ISDIR
+
+from calibration.artifacts import Store
+from calibration.backends.ledger import Ledger
+from calibration.errors import ConfigurationError
+from calibration.runs import Run
+
+LOCK, FOLDERS = "in-use.lock", "runs-folders.txt"
+
+
+@contextmanager
+def in_use(store: Store, runs: Path) -> Iterator[None]:
+    """Keep a store from being cleaned up, and have it know where the runs are that use it."""
+    import fcntl  # where there is none, the rest of the library can still be used
+
+    store.root.mkdir(parents=True, exist_ok=True)
+    with (store.root / LOCK).open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        if runs not in runs_folders(store):
+            with (store.root / FOLDERS).open("a", encoding="utf-8") as folders:
+                folders.write(f"{runs}\n")
+        yield
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Keep every run out of a store.
+
+    Raises:
+        ConfigurationError: A run is using it.
+    """
+    import fcntl  # as above
+
+    with (store.root / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = [run.folder.name for run in all_runs(store) if run.is_held()]
+            raise ConfigurationError(
+                f"the store {store.root} must be free to be cleaned up; "
+                f"{' and '.join(running) or 'a run'} is using it. Wait until it has ended"
+            ) from None
+        yield
+
+
+def runs_folders(store: Store) -> list[Path]:
+    """The folders of runs that have used a store."""
+    path = store.root / FOLDERS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Path(line) for line in dict.fromkeys(lines) if line]
+
+
+def all_runs(store: Store) -> list[Run]:
+    """Every run that may refer to something in a store."""
+    return [run for folder in runs_folders(store) for run in Run.all(folder)]
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something in a store that no run refers to."""
+
+    kind: str
+    path: Path
+    bytes: int
+
+    def remove(self) -> None:
+        """Remove it. What it is made of may be gone already."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def leftovers(store: Store, older_than: timedelta = timedelta()) -> list[Leftover]:
+    """What no run refers to, records of the cache first: a record must not outlive what it names.
+
+    The ledgers (what judging found and cost, what is open on Modal and what that cost) are no leftovers, nor
+    are the checkpoints of a call that is open.
+
+    Args:
+        store: Where to look.
+        older_than: Leave out what was changed since.
+    """
+    uses = [use for run in all_runs(store) for use in run.uses()]
+    records = {use.record for use in uses}
+    artifacts = {(artifact.kind, artifact.sha256) for use in uses for artifact in use.artifacts}
+    work = {use.work for use in uses} | {call.key for call in Ledger(store).open()}
+    root = store.root
+    unreferred: dict[str, Iterable[Path]] = {
+        "records": (
+            path
+            for path in root.glob("cache/*/*.json")
+            if path.relative_to(root / "cache").as_posix() not in records
+        ),
+        "artifacts": (
+            path for path in root.glob("artifacts/*/*") if (path.parent.name, path.name) not in artifacts
+        ),
+        "checkpoints": (path for path in root.glob("scratch/*") if path.name not in work),
+        "logs": (path for path in root.glob("logs/*.log") if path.stem not in work),
+        "drafts": root.glob("drafts/*"),
+        "locks": root.glob("locks/*.lock"),
+    }
+    latest = datetime.now(UTC) - older_than
+    found = [(kind, path, *_extent(path)) for kind, paths in unreferred.items() for path in sorted(paths)]
+    return [Leftover(kind, path, size) for kind, path, size, changed in found if changed <= latest]
+
+
+def _extent(path: Path) -> tuple[int, datetime]:
+    """Bytes of a file or folder, and when anything in it was last changed."""
+    states = [inner.lstat() for inner in (path, *path.rglob("*"))]
+    size = sum(state.st_size for state in states if not S_ISDIR(state.st_mode))
+    return size, datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)
