@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections import Counter
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.flow == "compare":
         options.base = Run.find(runs_root(), options.base).folder.name
-    _start(options, experiment, run=None)
+    _start(options, experiment, _backend(options), run=None)
 
 
 def resume(options: argparse.Namespace) -> None:
@@ -61,7 +62,7 @@ def resume(options: argparse.Namespace) -> None:
     with book.held():
         record = book.read()
     options.flow, options.base = record.flow, record.baseline
-    _start(options, record.experiment, run=record.run)
+    _start(options, record.experiment, _backend(options, before=json.loads(record.backend)), run=record.run)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -101,9 +102,8 @@ def calls(options: argparse.Namespace) -> None:
     print("\n".join(asyncio.run(work)))
 
 
-def _start(options: argparse.Namespace, experiment: Experiment, run: str | None) -> None:
+def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfig, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
-    on = _backend(options)
     questions = preflight(experiment)
     Store.from_environment().check_writable()
     asyncio.run(on.check(Store.from_environment()))
@@ -149,16 +149,16 @@ def _print_plan(experiment: Experiment, on: BackendConfig, given: Assumptions) -
     preflight(experiment)
 
 
-def _backend(options: argparse.Namespace) -> BackendConfig:
-    """The backend that was asked for, with its settings."""
-    settings: dict[str, Any] = {"kind": options.backend}
+def _backend(options: argparse.Namespace, before: dict[str, Any] | None = None) -> BackendConfig:
+    """The backend that was asked for, with its settings; one that is not named is that of before."""
+    settings: dict[str, Any] = {"kind": options.backend} if options.backend or not before else before
     for change in options.on:
         apply_change(settings, change)
     try:
         backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
     except ValidationError as error:
         raise ConfigurationError(
-            f"--on: {explain(error, settings, BACKENDS[options.backend], see='docs/modal.md')}"
+            f"--on: {explain(error, settings, BACKENDS[settings['kind']], see='docs/modal.md')}"
         ) from error
     return backend
 
@@ -219,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=resume)
     command.add_argument("run", help="id of the run, or latest")
     _add_execution(command)
+    command.set_defaults(backend=None)
 
     command = commands.add_parser("report", help="print a run's report")
     command.set_defaults(command=report)
