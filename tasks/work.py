@@ -15,10 +15,12 @@ from tasks.stage import stage
 
 
 async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> Artifact:
-    key = work_key({"job": job})
+    key, store = work_key({"job": job}), Store.from_environment()
     current_journal().use(work=key)
+    if current_journal().wants_refresh(title):
+        await on.forget(key, store)
     async with reporting(title) as progress:
-        return await on.run(job, key, Store.from_environment(), progress)
+        return await on.run(job, key, store, progress)
 
 
 @stage("calibration.jobs.obtain", name="obtain {label}")
