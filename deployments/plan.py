@@ -208,8 +208,9 @@ class Planner:
     def _answer(self, name: str, model: Model, way: Elicitation) -> list[Line]:
         shards, count = self.experiment.shards, len(self.questions)
         judge = self._judge(f"judge {name} {way}", self.experiment.judge)
+        summarise = Line(f"summarise {name} {way}")
         if model.weights is None:
-            return [Line(f"infer {name} {way}"), judge]
+            return [Line(f"infer {name} {way}"), judge, summarise]
         jobs = math.ceil(count / shards.size)
         line = Line(f"infer {name} {way}", jobs, self._where("infer_gpu"))
         if isinstance(self.on, Modal):
@@ -218,7 +219,7 @@ class Planner:
         if speed := self.speed(model, way):
             wall = speed.wall(count, shards.size, shards.at_once)
             line = self._timed(line, speed.machine(count, shards.size), wall)
-        return [line, judge]
+        return [line, judge, summarise]
 
     def speed(self, model: Model, way: Elicitation) -> Speed | None:
         """How fast a model answers on the backend's GPU; None where that cannot be said."""

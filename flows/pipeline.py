@@ -25,7 +25,8 @@ from tasks.evaluate import draw, evaluate
 from tasks.judge import judge
 from tasks.prepare import prepare_questions, write_corpus
 from tasks.publish import publish
-from tasks.record import recording, stored_baseline
+from tasks.record import in_words, recording, stored_baseline
+from tasks.show import show_answers, show_data, show_training
 from tasks.work import cut, infer, merge, obtain, train
 
 LOCAL = Local()
@@ -132,7 +133,9 @@ async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfi
     label = f"{name} {job.elicitation}"
     generations = await ask(job, label, experiment.shards, on)
     verdicts = await judge(job.questions, generations, experiment.judge, experiment.max_unjudged, label)
-    return Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
+    answered = Answered(elicitation=job.elicitation, generations=generations, verdicts=verdicts)
+    await show_answers(job.questions, answered, label)
+    return answered
 
 
 async def ask(job: Infer, label: str, shards: Shards, on: BackendConfig) -> Artifact:
@@ -159,7 +162,7 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         baseline,
         experiment.target_name,
         tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
-        {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
+        {name: in_words(error) for name, error in failed.items()},
         experiment.prices,
         experiment.router,
         experiment.readout,
@@ -179,9 +182,11 @@ async def teach(
     target = baseline.of(experiment.target_name)
     model = experiment.models[experiment.target_name]
     data = await make_data(baseline.questions, target, method, name)
+    await show_data(data, name)
     adapter = await train(
         Train(method=method, model=target.weights, data=data, seed=experiment.seed), name, on
     )
+    await show_training(adapter, name)
     way: Elicitation = method.elicitation
     job = Infer(
         questions=baseline.questions,

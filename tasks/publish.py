@@ -4,10 +4,6 @@ import re
 import time
 from collections.abc import Iterable
 
-from prefect import task
-from prefect.artifacts import acreate_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-
 from calibration.artifacts import MANIFEST, Artifact, Store
 from calibration.fingerprint import package_digest
 from calibration.report.page import RenderedReport, RunInfo, render
@@ -17,6 +13,7 @@ from calibration.stages.baseline import Baseline
 from calibration.stages.evaluate import load_evaluation
 from tasks.journal import Journal, current_journal
 from tasks.record import save_baseline, versions
+from tasks.show import show_report
 
 
 async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -> None:
@@ -32,13 +29,9 @@ async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -
         (journal.run.folder / name).write_bytes(content)
     (journal.run.folder / SUMMARY).write_text(report.summary, encoding="utf-8")
     save_baseline(journal.run, baseline)
-    await show(journal.run.folder.name, report.standalone_markdown())
-
-
-@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="publish {run}")
-async def show(run: str, markdown: str) -> None:
-    """Put the report into the Prefect UI."""
-    await acreate_markdown_artifact(markdown, key="calibration-report", description=f"Report of run {run}")
+    await show_report(
+        journal.run.folder.name, str(journal.run.folder / "report.html"), report.standalone_markdown()
+    )
 
 
 def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifact) -> RenderedReport:

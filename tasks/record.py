@@ -69,12 +69,21 @@ def recording(
         except (CancelledError, KeyboardInterrupt, TerminationSignal):
             raise
         except BaseException as caught:
-            state, error = "Failed", f"{type(caught).__name__}: {caught}"
+            state, error = "Failed", in_words(caught)
             raise
         finally:
             book.spend(journal.spending())
             seconds = round(time.monotonic() - started, 3)
             book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong, in one line: of several errors each, and a cancellation by its name."""
+    if isinstance(error, BaseExceptionGroup):
+        return f"{error.message}: {'; '.join(map(in_words, error.exceptions))}"
+    if isinstance(error, CancelledError):
+        return "it was cancelled"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _flow_run() -> FlowRun | None:

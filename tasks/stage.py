@@ -8,7 +8,6 @@ and an entry in the run's journal.
 import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec
 
@@ -32,16 +31,11 @@ NOT_IDENTITY = frozenset({"on", "label"})
 """Parameters that change where or under what name work is done, never its result."""
 
 
-@dataclass
 class ByContent(CachePolicy):
     """A cache key from what the inputs hold and what the code does.
 
-    Prefect's own policies hash the task's text but not what it calls, and leave out which task it is. Where
-    Prefect cannot make a key it runs the task without a cache, so it is made before, and fails the stage.
+    Prefect's own policies hash the task's text but not what it calls, and leave out which task it is.
     """
-
-    path: str = ""
-    """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
 
     def compute_key(
         self,
@@ -50,9 +44,9 @@ class ByContent(CachePolicy):
         flow_parameters: dict[str, Any],
         **kwargs: Any,  # noqa: ANN401 - Prefect's signature
     ) -> str:
-        """The path that was made from the inputs."""
-        del task_ctx, inputs, flow_parameters, kwargs
-        return self.path
+        """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
+        del flow_parameters, kwargs
+        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
 
 
 def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
@@ -139,18 +133,19 @@ def stage(
             title = name.format(**bound.arguments)
             journal = current_journal()
             journal.start(title)
-            key = ByContent(
-                path=f"{task.name}/{stage_key(function, bound.arguments)}.json",
-                lock_manager=FlockManager(Store.from_environment().root / "locks"),
-                isolation_level=IsolationLevel.SERIALIZABLE,
+            locks = FlockManager(Store.from_environment().root / "locks")
+            once = task.with_options(
+                cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
+                refresh_cache=journal.wants_refresh(title),
             )
-            once = task.with_options(cache_policy=key, refresh_cache=journal.wants_refresh(title))
             started = time.monotonic()
             # Prefect's overload for `return_state` does not say that an async task's state is awaited.
             pending: Any = once(*args, return_state=True, **kwargs)
             state: State[Artifact] = await pending
             seconds, made = time.monotonic() - started, await state.aresult(raise_on_failure=False)
-            journal.use(*artifacts_in([made, bound.arguments]), record=key.path)
+            if isinstance(made, Artifact):
+                record = f"{task.name}/{stage_key(function, bound.arguments)}.json"
+                journal.use(*artifacts_in([made, bound.arguments]), record=record)
             journal.record(title, state.name or str(state.type), seconds)
             return made if isinstance(made, Artifact) else await state.aresult()
 

@@ -65,6 +65,25 @@ def test_a_job_that_breaks_names_its_log(store, tmp_path, random_model):
     assert "Traceback" in store.log("key").read_text()
 
 
+def test_no_more_jobs_than_allowed_run_side_by_side(store, random_model):
+    going, most = set(), 0
+
+    async def ask(text):
+        def progress(share, note):
+            nonlocal most
+            going.add(text)
+            most = max(most, len(going))
+
+        await Local(at_once=1).run(asking(store, random_model, text), text, store, progress)
+        going.discard(text)
+
+    async def both():
+        await asyncio.gather(ask("which"), ask("who"))
+
+    asyncio.run(both())
+    assert most == 1
+
+
 def test_finished_work_is_not_done_again(store, random_model):
     job = asking(store, random_model)
     artifact = run(job, store)

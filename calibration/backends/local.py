@@ -9,7 +9,9 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -20,6 +22,8 @@ from calibration.errors import JobError
 from calibration.jobs.work import Progress
 from calibration.schema import Schema
 
+_places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]] = WeakKeyDictionary()
+
 
 class Local(Schema):
     """Processes on this machine."""
@@ -28,6 +32,8 @@ class Local(Schema):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each job. Unset: half of the cores, so that two trainings fit side by side. Sums in
     floating point depend on it in their last digits."""
+    at_once: int = Field(default=2, ge=1)
+    """Jobs that run side by side; the others wait. Each holds its model in memory."""
 
     async def check(self, store: Store) -> None:
         """This machine is there."""
@@ -37,8 +43,12 @@ class Local(Schema):
         forget(store, key)
 
     async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
-        """Start a worker process, pass its progress on, and return what it stored."""
+        """Start a worker process when there is room, pass its progress on, and return what it stored."""
         log = store.log(key)
+        async with self._place():
+            return await self._work(job, key, store, log, progress)
+
+    async def _work(self, job: Schema, key: str, store: Store, log: Path, progress: Progress) -> Artifact:
         with log.open("ab") as messages:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "calibration.backends.worker", str(store.root), key),
@@ -73,6 +83,11 @@ class Local(Schema):
         raise JobError(
             f"the job must end with a result; its process ended with code {code}. Its messages: {log}"
         )
+
+    def _place(self) -> asyncio.Semaphore:
+        """A place among the jobs of this process that run side by side."""
+        places = _places.setdefault(asyncio.get_running_loop(), {})
+        return places.setdefault(self.at_once, asyncio.Semaphore(self.at_once))
 
     def _environment(self) -> dict[str, str]:
         return {

@@ -9,6 +9,8 @@ from calibration.methods import MethodConfig
 from calibration.models.hub import locate
 from calibration.schema import Schema
 
+FIGURES = "training.json"
+
 
 class Train(Schema):
     """One method's training of one model."""
@@ -33,7 +35,5 @@ class Train(Schema):
                 seed=self.seed,
                 progress=work.progress,
             )
-            (folder / "training.json").write_text(
-                json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8"
-            )
+            (folder / FIGURES).write_text(json.dumps(figures, indent=1, sort_keys=True), encoding="utf-8")
             return work.store.keep("adapter", folder)

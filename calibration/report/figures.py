@@ -56,7 +56,6 @@ _STYLE: dict[Any, Any] = {  # matplotlib's own type of a key is a list of 300 li
     "text.parse_math": False,  # a dollar in a name is a dollar
     "legend.fontsize": 8,
     "legend.frameon": False,
-    "savefig.dpi": 125,
     # Without a salt the ids inside an SVG are random.
     "svg.hashsalt": "calibration",
 }
@@ -88,12 +87,12 @@ def draw(evaluation: Evaluation) -> dict[str, bytes]:
     return {f"{name}.{kind}": encode(figure, kind) for name, figure in pictures.items() for kind in kinds}
 
 
-def encode(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
+def encode(figure: "Figure", kind: Literal["png", "svg"], dpi: int = 125) -> bytes:
     """The figure as a file; no date and no program name, so equal figures give equal bytes."""
     buffer = BytesIO()
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with _style():
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
 
 

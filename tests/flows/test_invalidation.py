@@ -16,16 +16,18 @@ from calibration.backends.local import Local
 from calibration.backends.modal import Modal
 from calibration.config import Experiment
 from flows import pipeline
+from tasks.show import summarise
 from tasks.stage import stage_key
 
 PAGE = Path(__file__).parents[2] / "docs" / "resuming.md"
 STAGES = ("prepare_questions", "write_corpus", "obtain", "infer", "merge", "judge", "make_data", "train")
 TITLES = {"prepare_questions": "prepare questions", "write_corpus": "prepare corpus", "make_data": "data"}
 WORLD = {"kind": "world", "entities_per_topic": 8, "pool_size": 4}
-METHOD = re.compile("dpo|implicit")
-TRAINED = ["train *", "infer dpo *", "infer implicit *", "judge dpo *", "judge implicit *"]
+METHODS = ("dpo", "implicit")
+TRAINED = ["train *"] + [f"{stage} {name} *" for stage in ("infer", "judge", "summarise") for name in METHODS]
 SHORT = {
     "everything": ["*"],
+    "judged": ["judge *", "summarise *"],
     "trained": TRAINED,
     "methods": ["data *", *TRAINED],
     "report": ["evaluate", "draw"],
@@ -46,7 +48,7 @@ def expanded(cell, stages):
     patterns = [pattern for word in words for pattern in SHORT.get(word, [word])]
     found = {stage for stage in stages if any(fnmatch.fnmatch(stage, pattern) for pattern in patterns)}
     for pattern in patterns:
-        assert fnmatch.filter(found, pattern) or not any(map(METHOD.search, stages)), f"no stage {pattern}"
+        assert fnmatch.filter(found, pattern) or "train dpo" not in stages, f"no stage {pattern}"
     return found
 
 
@@ -74,13 +76,15 @@ def keys(experiment, monkeypatch, on=None):
 
         return run
 
-    async def publish(*args):
+    async def nothing(*args):
         pass
 
     with monkeypatch.context() as patched:
         for name in (*STAGES, "evaluate", "draw"):
             patched.setattr(pipeline, name, only_keyed(getattr(pipeline, name)))
-        patched.setattr(pipeline, "publish", publish)
+        patched.setattr(pipeline, "show_answers", only_keyed(summarise))
+        for name in ("show_data", "show_training", "publish"):
+            patched.setattr(pipeline, name, nothing)
         asyncio.run(both(experiment, on or Local()))
     return found
 

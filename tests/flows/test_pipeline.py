@@ -3,13 +3,18 @@
 import argparse
 import asyncio
 import json
+import re
 
 import pandas as pd
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
+from calibration.artifacts import Store
 from calibration.config import Experiment
+from calibration.records import Question
 from calibration.runs import Run, runs_root
+from calibration.stages.baseline import Baseline
 from deployments.judge import table as write_verdicts
 from flows.pipeline import baseline, calibrate, compare
 from tasks.journal import listening
@@ -114,6 +119,25 @@ def test_a_run_goes_from_the_world_to_the_verdict(whole):
         assert (book.folder / name).stat().st_size > 0
 
 
+def test_the_ui_shows_what_every_stage_came_to(whole):
+    book, _ = whole
+
+    async def read():
+        async with get_client() as client:
+            return [one for one in await client.read_artifacts() if one.type == "markdown"]
+
+    shown = {one.key: one.data for one in sorted(asyncio.run(read()), key=lambda one: one.created)}
+    assert {f"answers-{name}" for name in ("tiny-plain", "tiny-stated", "dpo-stated", "implicit-plain")} | {
+        f"{stage}-{method}" for stage in ("data", "training") for method in ("dpo", "implicit")
+    } | {"calibration-report"} <= set(shown)
+    measured = Baseline.model_validate_json((book.folder / "baseline.json").read_text())
+    questions = len(Store.from_environment().load_rows(measured.questions, Question))
+    learnt, left_out = map(int, re.search(r"(\d+) rows .*; (\d+) ", shown["data-implicit"]).groups())
+    assert learnt + left_out == questions
+    assert "not in the train split" in shown["data-implicit"]
+    assert "loss at start" in shown["training-dpo"]
+
+
 def test_a_second_run_runs_no_stage_and_says_the_same(whole):
     book, _ = whole
     _, again, stages = run(calibrate, experiment())
@@ -129,7 +153,8 @@ def test_a_changed_setting_of_one_method_repeats_that_method_only(whole):
     _, _, stages = run(calibrate, experiment(**changed))
     repeated = {name for name, state in stages.items() if state == "Completed"}
     # The pairs do not depend on beta, but they are made by the method whose setting changed.
-    assert repeated <= {"data dpo", "train dpo", "infer dpo stated", "judge dpo stated", "evaluate", "draw"}
+    taught = {f"{stage} dpo stated" for stage in ("infer", "judge", "summarise")}
+    assert repeated <= {"data dpo", "train dpo", "evaluate", "draw"} | taught
     assert "train dpo" in repeated
     assert stages["train implicit"] == stages["infer implicit plain"] == "Cached"
 
