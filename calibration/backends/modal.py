@@ -163,6 +163,14 @@ class Modal(Schema):
         for kind in ("infer", "train"):
             Ledger(store).check(self._call(kind, key=""), self.max_usd)
 
+    def check_weights(self, weights: Hub) -> None:
+        """A model must be where a container finds it."""
+        if weights.is_folder:
+            raise ConfigurationError(
+                f"a model must be on the hub to be used on Modal; {weights.repo} is a folder here. "
+                "Upload it there, or run with --backend local"
+            )
+
     async def examine(self, exams: Sequence[Exam]) -> dict[str, Any]:
         """What a container without a GPU says is installed there, and what is wrong with the models.
 
@@ -171,8 +179,8 @@ class Modal(Schema):
         """
         doctor = sdk().Function.from_name(APP, "doctor", environment_name=self.environment)
         job = {"exams": [exam.model_dump(mode="json") for exam in exams]}
-        call = self._call("doctor", key="")
         spawned = await patiently(lambda: doctor.spawn.aio(job, ""))
+        call = self._call("doctor", key="", call=spawned.object_id)
         while True:
             answer = await patiently(lambda: poll(spawned, call, self.poll_seconds))
             if answer is not None:
@@ -217,10 +225,8 @@ class Modal(Schema):
     async def _prepare(self, job: Job, remote: Remote, store: Store, progress: Progress) -> None:
         """See that everything the job needs is on Modal."""
         await self._patiently(self.check_deployment)
-        if isinstance(job, Obtain) and isinstance(job.weights, Hub) and job.weights.is_folder:
-            raise ConfigurationError(
-                f"a model must be on the hub to be used on Modal; {job.weights.repo} is a folder here"
-            )
+        if isinstance(job, Obtain) and isinstance(job.weights, Hub):
+            self.check_weights(job.weights)
         for artifact in _inputs(job):
             weights = pointed_at(store.folder(artifact)) if artifact.kind == "model" else None
             if weights is not None:

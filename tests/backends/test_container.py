@@ -241,7 +241,7 @@ def test_a_doctor_says_in_one_line_why_a_model_cannot_be_had_or_asked(doctor, hu
     words = {
         "acme/gated": "is gated; accept its terms",
         "acme/none": "found no acme/none",
-        "acme/base": "must have a chat template",
+        "acme/base": "model acme/base must have a chat template",
         "acme/long": "must leave room for 40 tokens in a context of 512",
         "acme/empty": "must be one that transformers can read",
     }
