@@ -97,6 +97,8 @@ def _source(name: str) -> Path | None:
     if name.split(".")[0] != PACKAGE:
         # A plug-in of somebody else's: its settings are among the inputs, so it has been imported.
         path = getattr(sys.modules.get(name), "__file__", None)
+        if name not in sys.modules and (spec := find_spec(name)):
+            path = spec.origin
         return Path(path) if path else None
     parent, _, leaf = name.rpartition(".")
     if parent:

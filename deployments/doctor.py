@@ -43,7 +43,7 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
         _budget(on, store),
     ]
     if app.is_well:
-        found += await _container(on, exams(experiment, preflight(experiment)) if experiment else [])
+        found += await _container(on, experiment, preflight(experiment) if experiment else ())
     return found
 
 
@@ -53,25 +53,32 @@ async def check_models(on: BackendConfig, experiment: Experiment, questions: Seq
     Raises:
         ConfigurationError: One can't; says why.
     """
-    if isinstance(on, Modal) and (asked := exams(experiment, questions)):
+    if isinstance(on, Modal) and (asked := exams(on, experiment, questions)):
         said = await on.examine(asked)
         if wrong := next(filter(None, said["models"].values()), None):
             raise ConfigurationError(wrong)
 
 
-def exams(experiment: Experiment, questions: Sequence[Question]) -> list[Exam]:
-    """What is asked of each model of the hub before a GPU is."""
+def exams(on: Modal, experiment: Experiment, questions: Sequence[Question]) -> list[Exam]:
+    """What is asked of each model of the hub before a GPU is.
+
+    Raises:
+        ConfigurationError: One is a folder of this machine.
+    """
     longest = nlargest(LONGEST, questions, key=lambda question: len(question.text))
-    return [
-        Exam(
-            weights=model.weights,
-            engine=model.engine,
-            elicitations=model.asked,
-            questions=tuple(longest),
-        )
-        for model in experiment.models.values()
-        if isinstance(model.weights, Hub)
-    ]
+    asked = []
+    for model in experiment.models.values():
+        if isinstance(model.weights, Hub):
+            on.check_weights(model.weights)
+            asked.append(
+                Exam(
+                    weights=model.weights,
+                    engine=model.engine,
+                    elicitations=model.asked,
+                    questions=tuple(longest),
+                )
+            )
+    return asked
 
 
 async def _finding(what: str, check: Awaitable[None], words: str) -> Finding:
@@ -97,9 +104,11 @@ def _budget(on: Modal, store: Store) -> Finding:
     return Finding("budget", f"{Ledger(store).spent():.2f} of {on.max_usd:.2f} USD spent within 24 hours")
 
 
-async def _container(on: Modal, exams: list[Exam]) -> list[Finding]:
+async def _container(
+    on: Modal, experiment: Experiment | None, questions: Sequence[Question]
+) -> list[Finding]:
     try:
-        said = await on.examine(exams)
+        said = await on.examine(exams(on, experiment, questions) if experiment else [])
     except CalibrationError as error:
         return [Finding("container", str(error), is_well=False)]
     libraries = ", ".join(f"{name} {version}" for name, version in said["libraries"].items())

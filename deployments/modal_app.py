@@ -91,23 +91,28 @@ def _commit(*volumes: modal.Volume) -> Callable[[], None]:
     return commit
 
 
+def _attempt(job: dict[str, Any], key: str, over: list[str], *volumes: modal.Volume) -> dict[str, Any]:
+    call = modal.current_function_call_id() or ""
+    return attempt(job, key, Store.from_environment(), _commit(*volumes), call=call, over=over)
+
+
 @app.function(image=TRAIN, cpu=2, timeout=60 * DEFAULTS.obtain_minutes, retries=2, **ONCE)
-def obtain(job: dict[str, Any], key: str) -> dict[str, Any]:
+def obtain(job: dict[str, Any], key: str, over: list[str]) -> dict[str, Any]:
     """Get a model, without a GPU."""
     # Models first, so that finished work never points at missing ones.
-    return attempt(job, key, Store.from_environment(), _commit(cache, artifacts))
+    return _attempt(job, key, over, cache, artifacts)
 
 
 @app.function(image=TRAIN, gpu=DEFAULTS.infer_gpu, timeout=60 * DEFAULTS.infer_minutes, retries=2, **ONCE)
-def infer(job: dict[str, Any], key: str) -> dict[str, Any]:
+def infer(job: dict[str, Any], key: str, over: list[str]) -> dict[str, Any]:
     """Ask a model."""
-    return attempt(job, key, Store.from_environment(), _commit(artifacts))
+    return _attempt(job, key, over, artifacts)
 
 
 @app.function(image=VLLM, gpu=DEFAULTS.infer_gpu, timeout=60 * DEFAULTS.infer_minutes, retries=2, **ONCE)
-def infer_vllm(job: dict[str, Any], key: str) -> dict[str, Any]:
+def infer_vllm(job: dict[str, Any], key: str, over: list[str]) -> dict[str, Any]:
     """Ask a model with vLLM."""
-    return attempt(job, key, Store.from_environment(), _commit(artifacts))
+    return _attempt(job, key, over, artifacts)
 
 
 @app.function(
@@ -117,9 +122,9 @@ def infer_vllm(job: dict[str, Any], key: str) -> dict[str, Any]:
     retries=modal.Retries(max_retries=3, initial_delay=0.0),
     **ONCE,
 )
-def train(job: dict[str, Any], key: str) -> dict[str, Any]:
+def train(job: dict[str, Any], key: str, over: list[str]) -> dict[str, Any]:
     """Teach a model."""
-    return attempt(job, key, Store.from_environment(), _commit(artifacts))
+    return _attempt(job, key, over, artifacts)
 
 
 @app.function(image=VLLM, timeout=60 * DOCTOR_MINUTES, **ONCE)

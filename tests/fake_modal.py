@@ -236,6 +236,9 @@ class FakeModal:
         # While it is not set, calls are taken, and nobody is told.
         self.answers = threading.Event()
         self.answers.set()
+        # While it is not set, no container starts.
+        self.room = threading.Event()
+        self.room.set()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.do(self._start())
 
@@ -433,6 +436,7 @@ class FakeModal:
 
     async def _run(self, call):
         while call.output is None:
+            await asyncio.to_thread(self.room.wait)
             call.containers.append(Container(self, call))
             await call.containers[-1].live()
 

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -17,6 +17,8 @@ from calibration.jobs import Job
 from calibration.schema import Schema
 
 SIGN = "sign.json"
+HOLDER = "holder"
+"""Beside the checkpoints: the id of the call that works on them."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate")
 """What jobs other than those of vLLM compute with; here and there it must be the same."""
 COMMIT_SECONDS = 15.0
@@ -35,7 +37,13 @@ class Sign(Schema):
 
 
 def attempt(
-    job: dict[str, JsonValue], key: str, store: Store, commit: Callable[[], None]
+    job: dict[str, JsonValue],
+    key: str,
+    store: Store,
+    commit: Callable[[], None],
+    *,
+    call: str,
+    over: Sequence[str] = (),
 ) -> dict[str, JsonValue]:
     """Do a job, or what earlier attempts left of it.
 
@@ -44,15 +52,24 @@ def attempt(
         key: Names the work; its checkpoints are found under it.
         store: A store on the volume.
         commit: Makes durable what was written there. Raises RuntimeError when it cannot just now.
+        call: Id of the call that this is an attempt of.
+        over: Ids of earlier calls for this work, which are known to have ended.
 
     Returns:
         `seconds`, and `artifact`, or `error` and `message` of a job that refused its inputs. A refusal is a
-        value and no exception: trying again would cost money and end in the same way.
+        value and no exception: trying again would cost money and end in the same way. Or `elsewhere`, the
+        id of another call that does this work already.
 
     Raises:
         JobError: Anything else, in words: the exception itself may not exist where it is read.
     """
     life = _Life(store, key, commit)
+    place = store.scratch(key) / HOLDER
+    if place.exists() and (holder := place.read_text(encoding="utf-8")) not in {call, *over}:
+        return {"elsewhere": holder, "seconds": 0.0}
+    place.write_text(call, encoding="utf-8")
+    with suppress(RuntimeError):
+        commit()
     answer: dict[str, JsonValue]
     try:
         artifact = perform(TypeAdapter(Job).validate_python(job), key, store, life.progress)

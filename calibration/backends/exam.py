@@ -31,6 +31,8 @@ class Exam(Schema):
             return
         try:
             chat = Chat.of(self.weights.without_weights())
+            # By its name, and not by the folder in a container.
+            chat.tokenizer.name_or_path = self.weights.repo
         except (OSError, ValueError) as error:
             words = str(error).splitlines()[0]
             raise ConfigurationError(

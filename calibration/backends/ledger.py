@@ -21,7 +21,7 @@ from calibration.schema import Schema
 DAY = timedelta(hours=24)
 LOCK_SECONDS = 0.2
 
-Outcome = Literal["done", "refused", "failed", "cancelled", "lost"]
+Outcome = Literal["done", "refused", "failed", "cancelled", "lost", "elsewhere"]
 
 
 class Call(Schema):

@@ -6,11 +6,13 @@ crash the call is found again, and finished work is never done, or paid for, twi
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from importlib.resources import files
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -25,7 +27,7 @@ from calibration.backends.volume import Remote
 from calibration.backends.wire import APP, NoResultError, patiently, poll, sdk
 from calibration.engines.vllm import Vllm
 from calibration.errors import ArtifactError, CalibrationError, ConfigurationError
-from calibration.fingerprint import library_versions, package_digest
+from calibration.fingerprint import library_versions, module_digest, package_digest
 from calibration.jobs import Job
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
@@ -35,6 +37,7 @@ from calibration.schema import Schema
 
 T = TypeVar("T")
 
+APP_MODULE = "deployments.modal_app"
 ARTIFACTS, CACHE = f"{APP}-artifacts", f"{APP}-cache"
 SECRET, TOKEN = "huggingface", "HF_TOKEN"
 CODE = "code"
@@ -160,6 +163,14 @@ class Modal(Schema):
         for kind in ("infer", "train"):
             Ledger(store).check(self._call(kind, key=""), self.max_usd)
 
+    def check_weights(self, weights: Hub) -> None:
+        """A model must be where a container finds it."""
+        if weights.is_folder:
+            raise ConfigurationError(
+                f"a model must be on the hub to be used on Modal; {weights.repo} is a folder here. "
+                "Upload it there, or run with --backend local"
+            )
+
     async def examine(self, exams: Sequence[Exam]) -> dict[str, Any]:
         """What a container without a GPU says is installed there, and what is wrong with the models.
 
@@ -168,8 +179,8 @@ class Modal(Schema):
         """
         doctor = sdk().Function.from_name(APP, "doctor", environment_name=self.environment)
         job = {"exams": [exam.model_dump(mode="json") for exam in exams]}
-        call = self._call("doctor", key="")
         spawned = await patiently(lambda: doctor.spawn.aio(job, ""))
+        call = self._call("doctor", key="", call=spawned.object_id)
         while True:
             answer = await patiently(lambda: poll(spawned, call, self.poll_seconds))
             if answer is not None:
@@ -200,17 +211,22 @@ class Modal(Schema):
                 return await self._follow(call, remote, store, progress)
         if done := await self._patiently(lambda: remote.finished(key, store)):
             return done
+        holder = await self._patiently(lambda: remote.holder(key))
+        call = self._call(job.kind, key, holder)
+        if holder and not await self.is_over(call):
+            # Begun by another machine, or by somebody who died before its id was on the disk.
+            ledger.note(call)
+            with suppress(NoResultError):
+                return await self._follow(call, remote, store, progress)
         await self._prepare(job, remote, store, progress)
-        call = await _uninterrupted(self._begin(job, key, ledger))
+        call = await _uninterrupted(self._begin(job, key, ledger, over=holder))
         return await self._follow(call, remote, store, progress)
 
     async def _prepare(self, job: Job, remote: Remote, store: Store, progress: Progress) -> None:
         """See that everything the job needs is on Modal."""
         await self._patiently(self.check_deployment)
-        if isinstance(job, Obtain) and isinstance(job.weights, Hub) and job.weights.is_folder:
-            raise ConfigurationError(
-                f"a model must be on the hub to be used on Modal; {job.weights.repo} is a folder here"
-            )
+        if isinstance(job, Obtain) and isinstance(job.weights, Hub):
+            self.check_weights(job.weights)
         for artifact in _inputs(job):
             weights = pointed_at(store.folder(artifact)) if artifact.kind == "model" else None
             if weights is not None:
@@ -219,7 +235,7 @@ class Modal(Schema):
                 await self.run(fetch, work_key({"job": fetch}), store, progress)
             await self._patiently(partial(remote.put, artifact, store))
 
-    async def _begin(self, job: Job, key: str, ledger: Ledger) -> Call:
+    async def _begin(self, job: Job, key: str, ledger: Ledger, over: str) -> Call:
         """Set money aside, begin the call, and write it down, in this order."""
         call = self._call(job.kind, key)
         ledger.reserve(call, self.max_usd)
@@ -227,7 +243,7 @@ class Modal(Schema):
         function = function.with_options(gpu=None if call.gpu == CPU else call.gpu, timeout=60 * call.minutes)
         try:
             # Not again when the connection breaks: it may have been begun.
-            spawned = await patiently(lambda: function.spawn.aio(job.model_dump(mode="json"), key))
+            spawned = await patiently(lambda: function.spawn.aio(job.model_dump(mode="json"), key, [over]))
         except BaseException:
             ledger.forget(call)
             raise
@@ -248,6 +264,12 @@ class Modal(Schema):
                 raise
             return done
         seconds = float(answer["seconds"])
+        if "elsewhere" in answer:
+            # Two calls began at the same time; this one has done nothing.
+            ledger.close(call, "elsewhere", seconds)
+            first = call.model_copy(update={"call": answer["elsewhere"]})
+            ledger.note(first)
+            return await self._follow(first, remote, store, progress)
         if "error" in answer:
             ledger.close(call, "refused", seconds)
             raise getattr(errors, answer["error"])(answer["message"])
@@ -292,17 +314,18 @@ class Modal(Schema):
     @property
     def _deploy(self) -> str:
         where = f" --env {self.environment}" if self.environment else ""
-        return f"modal deploy{where} -m deployments.modal_app"
+        return f"modal deploy{where} -m {APP_MODULE}"
 
     def _remote(self) -> Remote:
         return Remote(sdk().Volume.from_name(ARTIFACTS, environment_name=self.environment))
 
-    def _call(self, kind: str, key: str) -> Call:
+    def _call(self, kind: str, key: str, call: str = "") -> Call:
         gpu = {"infer": self.infer_gpu, "train": self.train_gpu}.get(kind, CPU)
         return Call(
             key=key,
             kind=kind,
             environment=self.environment,
+            call=call,
             gpu=gpu,
             minutes=getattr(self, f"{kind}_minutes", DOCTOR_MINUTES),
             usd_per_hour=self.price(gpu),
@@ -316,8 +339,18 @@ class Modal(Schema):
 
 
 def deployed_code() -> str:
-    """The digest of this library that a deployment carries as a tag; a tag holds 63 characters."""
-    return package_digest()[:32]
+    """The digest of all that is deployed, which a deployment carries as a tag; a tag holds 63 characters.
+
+    That is this library, the app (its GPUs, time limits and retries), and the packages of its images.
+    """
+    lines = [package_digest(), module_digest(APP_MODULE)]
+    for lock in sorted(
+        (files(APP_MODULE.partition(".")[0]) / "images").iterdir(), key=lambda path: path.name
+    ):
+        if lock.name.endswith(".txt"):
+            pins = lock.read_text(encoding="utf-8").splitlines()
+            lines += [lock.name, *(pin for pin in pins if not pin.startswith("#"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calibration.artifacts import MANIFEST, Artifact, Store
-from calibration.backends.container import SIGN, Sign
+from calibration.backends.container import HOLDER, SIGN, Sign
 from calibration.backends.worker import DONE
 from calibration.errors import ArtifactError
 
@@ -68,6 +68,10 @@ class Remote:
         """Take away the note of what came of this work."""
         with suppress(FileNotFoundError):
             await self.volume.remove_file.aio(f"scratch/{key}/{DONE}")
+
+    async def holder(self, key: str) -> str:
+        """The id of the call that began this work last; empty if none did, or once it is finished."""
+        return (await self._read(f"scratch/{key}/{HOLDER}") or b"").decode()
 
     async def sign(self, key: str) -> Sign:
         """The last sign of life of this work."""

@@ -85,8 +85,9 @@ async def poll(
         if how is None and isinstance(error, (modal.exception.Error, *_lost())):
             # About Modal or the way there, not about the job.
             raise
+        words = " ".join(str(error).split()).rstrip(".")
         raise NoResultError(
-            f"{call.kind} on {call.gpu} {how or 'broke'}: {error}. Its messages: modal app logs {APP} "
+            f"{call.kind} on {call.gpu} {how or 'broke'}: {words}. Its messages: modal app logs {APP} "
             f"--function-call {call.call}"
         ) from error
 

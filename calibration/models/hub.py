@@ -66,8 +66,10 @@ class Hub(Schema):
             ConfigurationError: It would not; says why.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         with _in_words(self.repo, self.revision):
+            validate_repo_id(self.repo)
             HfApi().auth_check(self.repo)
             HfApi().model_info(self.repo, revision=self.revision)
 
@@ -112,7 +114,7 @@ def _in_words(repo: str, revision: str | None) -> Iterator[None]:
             f"model {repo} is gated; accept its terms on https://huggingface.co/{repo}, and give a token of "
             "that account in HF_TOKEN"
         ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise ConfigurationError(
             f"model must be on the hub, or a folder; found no {repo} at {revision or 'its newest commit'}"
         ) from error

@@ -79,6 +79,7 @@ def cloud(deployed, hub):
     yield deployed
     hub.open.set()
     deployed.answers.set()
+    deployed.room.set()
     deployed.tags, deployed.secrets = tags, secrets
     deployed.close()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -92,6 +93,30 @@ def test_a_run_whose_model_cannot_be_had_ends_before_a_gpu_is_asked_for(cli, clo
     assert "acme/gated is gated; accept its terms" in done.stderr
     assert [call.function.function_name for call in cloud.calls.values()] == ["doctor"]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("repo", "words", "asked"),
+    [
+        ("{folder}", "must be on the hub to be used on Modal", []),
+        ("no/such/name", "found no no/such/name", ["doctor"]),
+        ("acme/broken", "doctor on CPU broke: .*500.*modal app logs .*fc-", ["doctor"]),
+    ],
+)
+def test_a_model_that_no_container_can_get_is_named_in_one_line(
+    repo, words, asked, cli, cloud, hub, ours, random_model, tmp_path
+):
+    hub.models["acme/broken"] = None
+    repo = repo.format(folder=random_model)
+    (tmp_path / "ours.toml").write_text(EXPERIMENT.replace("acme/gated", repo))
+    for command, code in (("run", 2), ("doctor", 1)):
+        done = cli(command, "ours.toml", "--backend", "modal")
+        assert done.returncode == code
+        [line] = re.findall(r"^(?:FAIL|slm-calibration: ).*", done.stdout + done.stderr, re.MULTILINE)
+        assert re.search(words, line), line
+        assert len(done.stderr.splitlines()) == (command == "run"), done.stderr
+        assert [call.function.function_name for call in cloud.calls.values()] == asked
+        cloud.calls.clear()
 
 
 @pytest.mark.parametrize("command", ["doctor", "run"])

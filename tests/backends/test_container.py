@@ -11,7 +11,7 @@ import pytest
 
 from calibration.artifacts import Artifact, Store
 from calibration.backends import container
-from calibration.backends.container import SIGN, Sign, attempt
+from calibration.backends.container import HOLDER, SIGN, Sign, attempt
 from calibration.backends.exam import Exam
 from calibration.engines.hf import Hf
 from calibration.engines.vllm import Vllm
@@ -83,7 +83,7 @@ def pull_the_plug_at(monkeypatch, note, blow):
 
 
 def test_the_result_is_committed_before_it_is_told(volume):
-    answer = attempt(training(volume), "key", volume.store, volume.commit)
+    answer = attempt(training(volume), "key", volume.store, volume.commit, call="fc-1")
     artifact = Artifact.model_validate(answer["artifact"])
     assert Store(volume.outside).is_whole(artifact)
     assert answer["seconds"] == volume.sign().seconds > 0
@@ -91,11 +91,11 @@ def test_the_result_is_committed_before_it_is_told(volume):
 
 def test_finished_work_is_not_done_again(volume):
     job = training(volume)
-    first = attempt(job, "key", volume.store, volume.commit)
+    first = attempt(job, "key", volume.store, volume.commit, call="fc-1")
     volume.lose_container()
     corpus = volume.inside / "artifacts" / "corpus"
     shutil.rmtree(corpus)
-    assert attempt(job, "key", volume.store, volume.commit)["artifact"] == first["artifact"]
+    assert attempt(job, "key", volume.store, volume.commit, call="fc-1")["artifact"] == first["artifact"]
 
 
 @pytest.mark.parametrize("blow", [KeyboardInterrupt(), SystemExit(1)])
@@ -103,21 +103,35 @@ def test_an_interrupted_attempt_commits_its_checkpoints_and_the_next_goes_on_fro
     volume, monkeypatch, blow
 ):
     job = training(volume)
-    whole = attempt(job, "undisturbed", volume.store, volume.commit)
+    whole = attempt(job, "undisturbed", volume.store, volume.commit, call="fc-1")
     with monkeypatch.context() as patch:
         pull_the_plug_at(patch, 0.5, blow)
         with pytest.raises(type(blow)):
-            attempt(job, "key", volume.store, volume.commit)
+            attempt(job, "key", volume.store, volume.commit, call="fc-1")
     volume.lose_container()
     before = volume.sign()
     assert 0.5 <= before.fraction < 1
     seen = []
     with monkeypatch.context() as patch:
         patch.setattr(container._Life, "progress", lambda self, fraction, note: seen.append(fraction))
-        after = attempt(job, "key", volume.store, volume.commit)
+        after = attempt(job, "key", volume.store, volume.commit, call="fc-1")
     assert after["artifact"] == whole["artifact"]
     assert after["seconds"] > before.seconds
     assert min(seen) > before.fraction - 1e-9, "steps whose checkpoint was kept are not done again"
+
+
+def test_work_that_another_call_does_is_left_to_it_until_that_call_is_known_to_be_over(volume, monkeypatch):
+    job = training(volume)
+    with monkeypatch.context() as patch:
+        pull_the_plug_at(patch, 0.0, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            attempt(job, "key", volume.store, volume.commit, call="fc-1")
+    volume.lose_container()
+    assert (volume.outside / "scratch" / "key" / HOLDER).read_text() == "fc-1"
+    second = attempt(job, "key", volume.store, volume.commit, call="fc-2")
+    assert second == {"elsewhere": "fc-1", "seconds": 0.0}
+    assert "artifact" in attempt(job, "key", volume.store, volume.commit, call="fc-2", over=["fc-1"])
+    assert not (volume.outside / "scratch" / "key" / HOLDER).exists()
 
 
 def test_what_is_under_way_is_committed_from_time_to_time(volume, monkeypatch):
@@ -130,7 +144,7 @@ def test_what_is_under_way_is_committed_from_time_to_time(volume, monkeypatch):
         signs.append((volume.sign().fraction, fraction))
 
     monkeypatch.setattr(container._Life, "progress", progress)
-    attempt(training(volume), "key", volume.store, volume.commit)
+    attempt(training(volume), "key", volume.store, volume.commit, call="fc-1")
     assert len(signs) > 2
     assert all(outside == inside for outside, inside in signs)
 
@@ -141,10 +155,10 @@ def test_a_commit_that_is_refused_now_and_then_does_no_harm_but_the_last_one_mus
     job = training(volume)
     volume.refuses = True
     with pytest.raises(RuntimeError, match="open files"):
-        attempt(job, "key", volume.store, volume.commit)
+        attempt(job, "key", volume.store, volume.commit, call="fc-1")
     assert volume.commits == 0
     volume.refuses = False
-    assert "artifact" in attempt(job, "key", volume.store, volume.commit)
+    assert "artifact" in attempt(job, "key", volume.store, volume.commit, call="fc-1")
 
 
 def test_finished_work_outlives_a_last_commit_that_is_refused_at_first(volume, monkeypatch):
@@ -155,17 +169,17 @@ def test_finished_work_outlives_a_last_commit_that_is_refused_at_first(volume, m
         volume.refuses = next(refusals)
         volume.commit()
 
-    answer = attempt(training(volume), "key", volume.store, commit)
+    answer = attempt(training(volume), "key", volume.store, commit, call="fc-1")
     assert Store(volume.outside).is_whole(Artifact.model_validate(answer["artifact"]))
 
 
 def test_a_refusal_is_a_value_and_anything_else_an_exception_in_words(volume):
     job = {**training(volume), "corpus": None}
-    answer = attempt(job, "key", volume.store, volume.commit)
+    answer = attempt(job, "key", volume.store, volume.commit, call="fc-1")
     assert answer["error"] == "DataError"
     assert "documents" in answer["message"]
     with pytest.raises(JobError, match=r"^ValidationError: \d+ validation errors? for .*kind") as caught:
-        attempt({"kind": "nothing"}, "other", volume.store, volume.commit)
+        attempt({"kind": "nothing"}, "other", volume.store, volume.commit, call="fc-1")
     assert "\n" not in str(caught.value)
 
 
@@ -227,7 +241,7 @@ def test_a_doctor_says_in_one_line_why_a_model_cannot_be_had_or_asked(doctor, hu
     words = {
         "acme/gated": "is gated; accept its terms",
         "acme/none": "found no acme/none",
-        "acme/base": "must have a chat template",
+        "acme/base": "model acme/base must have a chat template",
         "acme/long": "must leave room for 40 tokens in a context of 512",
         "acme/empty": "must be one that transformers can read",
     }

@@ -82,6 +82,18 @@ def assert_close(one, other, where="report"):
         assert one == other, where
 
 
+def findings(report):
+    """What a report says, without when and where it was made."""
+    found = {
+        name: value
+        for name, value in report.items()
+        if name not in ("run", "started", "seconds", "stages", "backend", "policies")
+    }
+    for system, policy in report["policies"].items():
+        found[system] = {name: policy[name] for name in policy if name not in ("created", "expires")}
+    return found
+
+
 def adapters(store):
     """The weights of every adapter in a store."""
     return [load_file(path) for path in store.glob("artifacts/adapter/*/adapter_model.safetensors")]
@@ -123,12 +135,25 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
     )
     here = report(tmp_path)
     assert here["run"] != there["run"]
-    for part in ("rows", "verdicts"):
-        assert_close(there[part], here[part], part)
+    assert_close(findings(there), findings(here))
     stormy, calm = adapters(tmp_path / "store"), adapters(tmp_path / "here")
     assert len(stormy) == len(calm) == 2
     assert all(any(is_close(one, other) for other in calm) for one in stormy)
     assert not is_close(*calm)
+
+
+@pytest.mark.pocket
+def test_the_demo_ends_on_modal_as_it_ends_here(cloud, start, tmp_path):
+    elsewhere = start("run", "pocket", "--backend", "modal")
+    assert elsewhere.wait(timeout=3600) == 0
+    there = report(tmp_path)
+    kinds = [call.function.function_name for call in cloud.calls.values()]
+    assert sorted(kinds) == ["infer"] * 4 + ["obtain"] + ["train"] * 2
+    # Containers have one thread, and floating-point sums depend on their number.
+    here = start("--store", tmp_path / "here", "run", "pocket", "--on", "threads=1")
+    assert here.wait(timeout=3600) == 0
+    assert report(tmp_path)["run"] != there["run"]
+    assert_close(findings(there), findings(report(tmp_path)))
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """What would be deployed, read without a network."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.backends.modal import Modal
+from calibration.backends.modal import Modal, deployed_code
 from calibration.engines.vllm import RELEASE
 from deployments import modal_app
 
@@ -100,6 +102,34 @@ def test_an_image_is_the_same_tomorrow():
         assert all(re.fullmatch(r"[\w.+!-]+", version) for version in pins(lock).values())
     assert modal_app.PYTHON.count(".") == 2
     assert modal_app.UV.count(".") == 2
+
+
+CHANGES = {
+    "a time limit": ("modal_app.py", "60 * DEFAULTS.infer_minutes", "61 * DEFAULTS.infer_minutes"),
+    "a package of an image": ("images/vllm.txt", "vllm==", "vllm==1"),
+    "words": ("modal_app.py", '"""Teach a model."""', '"""Teach."""  # so'),
+    "words about an image": ("images/train.txt", "# From", "# Made from"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_deployment_is_old_when_what_is_deployed_was_changed_and_not_when_words_were(change, tmp_path):
+    name, old, new = CHANGES[change]
+    shutil.copytree(ROOT / "deployments", tmp_path / "deployments")
+    changed = tmp_path / "deployments" / name
+    assert old in changed.read_text()
+    changed.write_text(changed.read_text().replace(old, new))
+    code = "from calibration.backends.modal import deployed_code; print(deployed_code())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.strip() == deployed_code()) == change.startswith("words")
 
 
 def test_defaults_of_backend_and_deployment_are_one_thing():
