@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, model_validator
 
+from calibration.artifacts import file_sha256
 from calibration.confidence import GRID, Readout, expected, geometric_mean, joint
 from calibration.errors import DataError
 from calibration.maps import CalibrationMap
@@ -22,6 +23,8 @@ from calibration.schema import Schema
 
 PolicyFormat: TypeAlias = Literal["slm-calibration/router-policy@1"]
 FORMAT: PolicyFormat = "slm-calibration/router-policy@1"
+StaleFormat: TypeAlias = Literal["slm-calibration/stale-policy@1"]
+STALE_FORMAT: StaleFormat = "slm-calibration/stale-policy@1"
 
 PolicyReadout: TypeAlias = Readout | Literal["confidence"]
 """How a confidence is read: as in `calibration.confidence`, or as a number that is ready."""
@@ -137,20 +140,72 @@ def read_policy(path: Path) -> RouterPolicy:
     Raises:
         DataError: The file is not there, is no JSON, is of another format, or contradicts itself.
     """
+    return _read(path, RouterPolicy, FORMAT, "a router policy")
+
+
+class Staleness(Schema):
+    """Why a policy must not be followed any more: the content of the file beside it that says so."""
+
+    format: StaleFormat = STALE_FORMAT
+    """Name and version of this format; a reader refuses others."""
+    policy: str
+    """The sha256 of the policy's file, in hexadecimal: another policy put in its place is not meant."""
+    since: Moment
+    """When it was found out, UTC."""
+    reason: str
+    """What was found, in a sentence."""
+    found_by: str
+    """The run that measured again."""
+    replaced_by: str | None = None
+    """The run whose policy takes its place; unset when there is none."""
+
+    def write(self, policy: Path) -> None:
+        """Write it beside the policy, in one step."""
+        draft = stale_path(policy).with_suffix(".draft")
+        draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        draft.replace(stale_path(policy))
+
+
+def stale_path(policy: Path) -> Path:
+    """The file that says that a policy is stale.
+
+    >>> stale_path(Path("router_policy.json")).name
+    'router_policy.stale.json'
+    """
+    return policy.with_suffix(".stale.json")
+
+
+def read_staleness(policy: Path) -> Staleness | None:
+    """What the file beside a policy says of it; None when there is none, or it means another policy.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    path = stale_path(policy)
+    if not path.exists():
+        return None
+    found = _read(path, Staleness, STALE_FORMAT, "a note that a policy is stale")
+    return found if found.policy == file_sha256(policy) else None
+
+
+_Content = TypeVar("_Content", bound=Schema)
+
+
+def _read(path: Path, kind: type[_Content], wanted: str, what: str) -> _Content:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path} must be a router policy; {error.strerror}") from error
+        raise DataError(f"{path} must be {what}; {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} must be JSON; {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found != wanted:
         raise DataError(
-            f"{path} must be of the format {FORMAT!r}; got {found!r}. Make the policy again with this "
+            f"{path} must be of the format {wanted!r}; got {found!r}. Make the policy again with this "
             "version of slm-calibration, or install the version that made it"
         )
     try:
-        return RouterPolicy.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the policy"
@@ -191,11 +246,16 @@ class Router:
     """Decides, answer by answer, as one policy says. Holds no state: threads may share it."""
 
     policy: RouterPolicy
+    stale: Staleness | None = None
+    """Why the policy is not followed any more: everything is escalated then."""
 
     @classmethod
     def load(cls, path: Path) -> "Router":
-        """Read the policy from a file; see `read_policy`."""
-        return cls(read_policy(path))
+        """Read the policy from a file, and what the file beside it says of it; see `read_policy`.
+
+        A router that runs for long learns of a policy gone stale by loading it again.
+        """
+        return cls(read_policy(path), read_staleness(path))
 
     def decide(
         self,
@@ -242,6 +302,8 @@ class Router:
             raise DataError(f"now must have a time zone; got {moment}. Use datetime.now(UTC)")
         if moment >= policy.expires:
             return f"the policy expired at {policy.expires:%Y-%m-%d %H:%M:%S} UTC"
+        if self.stale is not None:
+            return f"the policy is stale since {self.stale.since:%Y-%m-%d}: {self.stale.reason}"
         if not policy.feasibility.is_feasible:
             return f"nothing can be kept: {policy.feasibility.reason}"
         return "the confidence could not be read" if value is None else ""
