@@ -1,5 +1,6 @@
 """What happens in a run, as it happens: to the run's folder, and to whoever listens."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,8 @@ class Journal:
     refresh: str | None = None
     """Stages whose name begins with this are run again although a result is stored."""
     stages: list[StageRecord] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    """By a clock that nobody sets."""
     asked_before: int | None = None
     """The latest request to a judging model before this run's first."""
 
@@ -49,9 +52,9 @@ class Journal:
         if self.listener:
             self.listener.progressed(stage, fraction, note)
 
-    def record(self, stage: str, state: str, seconds: float) -> None:
+    def record(self, stage: str, state: str, seconds: float, note: str = "") -> None:
         """A stage is over."""
-        record = StageRecord(name=stage, state=state, seconds=round(seconds, 3))
+        record = StageRecord(name=stage, state=state, seconds=round(seconds, 3), note=note)
         self.stages.append(record)
         if self.run:
             self.run.append(record)

@@ -7,7 +7,10 @@ and an entry in the run's journal.
 
 import inspect
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec
 
@@ -15,7 +18,9 @@ from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.serializers import Serializer
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.transactions import IsolationLevel
 
 from calibration.artifacts import Artifact, Store
@@ -45,7 +50,10 @@ class ByContent(CachePolicy):
     ) -> str:
         """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
         del flow_parameters, kwargs
-        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        key = f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        if finding := _finding.get():
+            finding.has_record = (PREFECT_LOCAL_STORAGE_PATH.value() / key).is_file()
+        return key
 
 
 def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
@@ -54,6 +62,24 @@ def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str
     return work_key(
         {name: value for name, value in inputs.items() if name not in NOT_IDENTITY}, modules, libraries
     )
+
+
+@dataclass
+class Finding:
+    """What is found of a stage's stored result. Prefect does not say why it runs a stage again."""
+
+    has_record: bool = False
+    is_read: bool = False
+    damage: str = ""
+
+    def note(self, state: str) -> str:
+        """What was wrong, if anything was."""
+        if state == "Cached" or not self.has_record:
+            return ""
+        return self.damage or ("" if self.is_read else "its record in the cache could not be read")
+
+
+_finding: ContextVar[Finding | None] = ContextVar("finding", default=None)
 
 
 class WholeArtifact(Serializer):
@@ -71,9 +97,23 @@ class WholeArtifact(Serializer):
     def loads(self, blob: bytes) -> Artifact:
         """The reference, after reading every byte it refers to."""
         artifact = Artifact.model_validate_json(blob)
-        if not Store.from_environment().is_whole(artifact):
-            raise ArtifactError(f"{artifact.kind} {artifact.sha256[:12]} is missing or altered")
+        damage = Store.from_environment().damage(artifact)
+        if finding := _finding.get():
+            finding.is_read, finding.damage = True, damage
+        if damage:
+            raise ArtifactError(damage)
         return artifact
+
+
+@contextmanager
+def _looking() -> Iterator[Finding]:
+    """Take note of what is found of one stage's stored result."""
+    finding = Finding()
+    token = _finding.set(finding)
+    try:
+        yield finding
+    finally:
+        _finding.reset(token)
 
 
 def has_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -118,16 +158,23 @@ def stage(
             journal = current_journal()
             journal.start(title)
             locks = FlockManager(Store.from_environment().root / "locks")
+            is_refreshed = journal.wants_refresh(title)
             once = task.with_options(
                 cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
-                refresh_cache=journal.wants_refresh(title),
+                refresh_cache=is_refreshed,
             )
             started = time.monotonic()
-            # Prefect's overload for `return_state` does not say that an async task's state is awaited.
-            pending: Any = once(*args, return_state=True, **kwargs)
-            state: State[Artifact] = await pending
-            journal.record(title, state.name or str(state.type), time.monotonic() - started)
-            artifact: Artifact = await state.aresult()
+            with _looking() as finding:
+                # Prefect's overload for `return_state` does not say that an async task's state is awaited.
+                pending: Any = once(*args, return_state=True, **kwargs)
+                state: State[Artifact] = await pending
+            ended = state.name or str(state.type)
+            note = "" if is_refreshed else finding.note(ended)
+            if note:
+                get_run_logger().warning("%s: %s; it is not used", title, note)
+            journal.record(title, ended, time.monotonic() - started, note)
+            with Store.from_environment().explaining_full_disk():
+                artifact: Artifact = await state.aresult()
             return artifact
 
         return run
