@@ -5,6 +5,7 @@ and moved into place in one step, so a folder that has its name is whole. Every 
 again. An `Artifact` holds no path: it means the same on another machine.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,12 +16,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from calibration.errors import ArtifactError, ConfigurationError
+from calibration.errors import ArtifactError, CalibrationError, ConfigurationError, DiskFullError
 from calibration.records import Row, read_rows, write_rows
 from calibration.schema import Schema
 
 MANIFEST = "manifest.json"
 ROWS = "rows.parquet"
+LEAST_BYTES = 65536
+"""A disk with less is full, whatever a library's error says."""
 
 
 class Artifact(Schema):
@@ -66,6 +69,26 @@ class Store:
             ) from error
 
     @contextmanager
+    def explaining_full_disk(self) -> Iterator[None]:
+        """Say in one sentence that the disk is full, whichever library ran into it.
+
+        Raises:
+            DiskFullError: Instead of an error that comes of a full disk.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, CalibrationError) or not (_is_full(error) or self._is_full()):
+                raise
+            raise DiskFullError(
+                f"the store {self.root} must have room; the disk is full. Free some, then continue: "
+                "slm-calibration resume latest"
+            ) from error
+
+    def _is_full(self) -> bool:
+        return self.root.exists() and shutil.disk_usage(self.root).free < LEAST_BYTES
+
+    @contextmanager
     def draft(self) -> Iterator[Path]:
         """An empty folder to fill; it is gone afterwards unless `keep` took it over."""
         folder = self.root / "drafts" / uuid.uuid4().hex
@@ -99,31 +122,33 @@ class Store:
         Raises:
             ArtifactError: It is missing, or its files are not those it was stored with.
         """
-        place = self._place(artifact)
-        if not (place / MANIFEST).is_file():
+        if damage := self.damage(artifact):
             raise ArtifactError(
-                f"{artifact.kind} {artifact.sha256[:12]} must be in the store; {place} is missing. "
-                "Run the experiment again: the stage that made it will be repeated"
+                f"{artifact.kind} must be in the store as it was stored; {damage}, in "
+                f"{self._place(artifact)}. Run the experiment again: the stage that made it will be repeated"
             )
-        if _combined(_digests(place)) != artifact.sha256:
-            raise ArtifactError(
-                f"{artifact.kind} {artifact.sha256[:12]} was altered after it was stored; look at {place}. "
-                "Run the experiment again: the stage that made it will be repeated"
-            )
-        return place
+        return self._place(artifact)
 
     def made(self, artifact: Artifact) -> datetime:
         """When it was written here."""
         manifest = self._place(artifact) / MANIFEST
         return datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
 
+    def damage(self, artifact: Artifact) -> str:
+        """What became of an artifact, in words that name it and its files; empty while it is whole."""
+        place, name = self._place(artifact), f"{artifact.kind} {artifact.sha256[:12]}"
+        if not (place / MANIFEST).is_file():
+            return f"{name} is missing"
+        files = _digests(place)
+        if _combined(files) == artifact.sha256:
+            return ""
+        stored = _files_of(place / MANIFEST)
+        altered = sorted(file for file, _ in stored.items() ^ files.items())
+        return f"{name} was altered after it was stored ({', '.join(dict.fromkeys(altered))})"
+
     def is_whole(self, artifact: Artifact) -> bool:
         """Whether the artifact can be read as it was stored."""
-        try:
-            self.folder(artifact)
-        except ArtifactError:
-            return False
-        return True
+        return not self.damage(artifact)
 
     def save_rows(self, kind: str, rows: Sequence[Schema], row_kind: type[Schema]) -> Artifact:
         """Store a table of records as an artifact of its own."""
@@ -141,9 +166,13 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def forget_scratch(self, key: str) -> None:
-        """Remove the checkpoints of finished work."""
-        shutil.rmtree(self.root / "scratch" / key, ignore_errors=True)
+    def clear_scratch(self, key: str, but: str) -> None:
+        """Remove the checkpoints of finished work; the file `but` stays."""
+        for path in self.scratch(key).iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != but:
+                path.unlink(missing_ok=True)
 
     def log(self, key: str) -> Path:
         """The file that a job writes its messages to."""
@@ -160,9 +189,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, speaks of a disk without room."""
+    while error is not None:
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+
+
+def _files_of(manifest: Path) -> dict[str, str]:
+    """What a manifest says of each file; nothing when it is damaged, too."""
+    try:
+        return dict(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _combined(files: dict[str, str]) -> str:

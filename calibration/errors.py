@@ -20,6 +20,10 @@ class ArtifactError(CalibrationError):
     """A stored artifact that is missing, altered or not of the kind asked for."""
 
 
+class DiskFullError(CalibrationError):
+    """A disk without room for what has to be kept."""
+
+
 class JobError(CalibrationError):
     """A job that ended without a result; names its log."""
 

@@ -241,3 +241,5 @@ class StageRecord(Schema):
     name: str
     state: str
     seconds: float
+    note: str = ""
+    """What was wrong with its stored result, which was made again."""

@@ -42,6 +42,8 @@ class Console:
         """A stage is over."""
         self.going.pop(record.name, None)
         self.terminal.print(f"{record.name:32} {record.state:10} {record.seconds:7.1f} s")
+        if record.note:
+            self.terminal.print(f"  {record.note}; it is not used")
         self._show()
 
     def _show(self) -> None:

@@ -41,6 +41,8 @@ class Journal:
     refresh: str | None = None
     """Stages whose name begins with this are run again although a result is stored."""
     stages: list[StageRecord] = field(default_factory=list)
+    clock: float = field(default_factory=time.monotonic)
+    """When it began, by a clock that nobody sets."""
     asked_before: int | None = None
     """The latest request to a judging model before this run's first."""
     spent: Spending = field(default_factory=Spending)
@@ -69,9 +71,9 @@ class Journal:
         if self.listener:
             self.listener.progressed(stage, fraction, note)
 
-    def record(self, stage: str, state: str, seconds: float) -> None:
+    def record(self, stage: str, state: str, seconds: float, note: str = "") -> None:
         """A stage is over."""
-        record = StageRecord(name=stage, state=state, seconds=round(seconds, 3))
+        record = StageRecord(name=stage, state=state, seconds=round(seconds, 3), note=note)
         self.stages.append(record)
         if self.run:
             self.run.append(record)

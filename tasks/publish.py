@@ -44,7 +44,7 @@ def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifac
         seed=record.experiment.seed,
         backend=record.backend,
         started=record.started.isoformat(timespec="seconds"),
-        seconds=round(time.time() - record.started.timestamp(), 3),
+        seconds=round(time.monotonic() - journal.clock, 3),
         stages=tuple(shards_as_one(journal.stages)),
         versions=versions(),
         settings=record.experiment.model_dump_json(),
@@ -66,5 +66,6 @@ def shards_as_one(stages: Iterable[StageRecord]) -> list[StageRecord]:
         else:
             states = " and ".join(sorted({*before.state.split(" and "), stage.state}))
             seconds = round(before.seconds + stage.seconds, 3)
-            lines[name] = StageRecord(name=name, state=states, seconds=seconds)
+            note = "; ".join(filter(None, (before.note, stage.note)))
+            lines[name] = StageRecord(name=name, state=states, seconds=seconds, note=note)
     return list(lines.values())

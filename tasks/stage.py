@@ -7,7 +7,10 @@ and an entry in the run's journal.
 
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec
 
@@ -15,7 +18,9 @@ from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
 from prefect.serializers import Serializer
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.transactions import IsolationLevel
 
 from calibration.artifacts import Artifact, Store
@@ -46,7 +51,11 @@ class ByContent(CachePolicy):
     ) -> str:
         """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
         del flow_parameters, kwargs
-        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        key = f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        if finding := _finding.get():
+            finding.record = key
+            finding.has_record = (PREFECT_LOCAL_STORAGE_PATH.value() / key).is_file()
+        return key
 
 
 def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
@@ -70,6 +79,27 @@ def artifacts_in(value: object) -> list[Artifact]:
     return []
 
 
+@dataclass
+class Finding:
+    """What is found of a stage's stored result. Prefect does not say why it runs a stage again."""
+
+    record: str = ""
+    """Path of its record in the cache."""
+    has_record: bool = False
+    is_read: bool = False
+    damage: str = ""
+
+    def note(self, state: str) -> str:
+        """What was wrong, if anything was."""
+        if state == "Cached":
+            return ""
+        is_lost = self.has_record and not self.is_read
+        return self.damage or ("its record in the cache could not be read" if is_lost else "")
+
+
+_finding: ContextVar[Finding | None] = ContextVar("finding", default=None)
+
+
 class WholeArtifact(Serializer):
     """Stores a reference as JSON, and refuses to load one whose artifact is missing or altered.
 
@@ -85,9 +115,23 @@ class WholeArtifact(Serializer):
     def loads(self, blob: bytes) -> Artifact:
         """The reference, after reading every byte it refers to."""
         artifact = Artifact.model_validate_json(blob)
-        if not Store.from_environment().is_whole(artifact):
-            raise ArtifactError(f"{artifact.kind} {artifact.sha256[:12]} is missing or altered")
+        damage = Store.from_environment().damage(artifact)
+        if finding := _finding.get():
+            finding.is_read, finding.damage = True, damage
+        if damage:
+            raise ArtifactError(damage)
         return artifact
+
+
+@contextmanager
+def _looking() -> Iterator[Finding]:
+    """Take note of what is found of one stage's stored result."""
+    finding = Finding()
+    token = _finding.set(finding)
+    try:
+        yield finding
+    finally:
+        _finding.reset(token)
 
 
 def has_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -134,20 +178,26 @@ def stage(
             journal = current_journal()
             journal.start(title)
             locks = FlockManager(Store.from_environment().root / "locks")
+            is_refreshed = journal.wants_refresh(title)
             once = task.with_options(
                 cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
-                refresh_cache=journal.wants_refresh(title),
+                refresh_cache=is_refreshed,
             )
             started = time.monotonic()
-            # Prefect's overload for `return_state` does not say that an async task's state is awaited.
-            pending: Any = once(*args, return_state=True, **kwargs)
-            state: State[Artifact] = await pending
+            with _looking() as finding:
+                # Prefect's overload for `return_state` does not say that an async task's state is awaited.
+                pending: Any = once(*args, return_state=True, **kwargs)
+                state: State[Artifact] = await pending
             seconds, made = time.monotonic() - started, await state.aresult(raise_on_failure=False)
+            ended = state.name or str(state.type)
+            note = "" if is_refreshed else finding.note(ended)
+            if note:
+                get_run_logger().warning("%s: %s; it is not used", title, note)
             if isinstance(made, Artifact):
-                record = f"{task.name}/{stage_key(function, bound.arguments)}.json"
-                journal.use(*artifacts_in([made, bound.arguments]), record=record)
-            journal.record(title, state.name or str(state.type), seconds)
-            return made if isinstance(made, Artifact) else await state.aresult()
+                journal.use(*artifacts_in([made, bound.arguments]), record=finding.record)
+            journal.record(title, ended, seconds, note)
+            with Store.from_environment().explaining_full_disk():
+                return made if isinstance(made, Artifact) else await state.aresult()
 
         return run
 

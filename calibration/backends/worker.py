@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Artifact, Store
 from calibration.errors import CalibrationError
@@ -25,7 +25,10 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     store = Store(Path(root))
     try:
-        artifact = perform(job, key, store, lambda fraction, note: say({"fraction": fraction, "note": note}))
+        with store.explaining_full_disk():
+            artifact = perform(
+                job, key, store, lambda fraction, note: say({"fraction": fraction, "note": note})
+            )
     except CalibrationError as error:
         say({"error": type(error).__name__, "message": str(error)})
         return
@@ -42,18 +45,21 @@ def perform(job: Job, key: str, store: Store, progress: Progress) -> Artifact:
 def finished(store: Store, key: str) -> Artifact | None:
     """What an earlier process made of this work, if it ended before anyone could be told."""
     marker = store.scratch(key) / DONE
-    if not marker.exists():
+    try:
+        artifact = Artifact.model_validate_json(marker.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
-    artifact = Artifact.model_validate_json(marker.read_text(encoding="utf-8"))
     return artifact if store.is_whole(artifact) else None
 
 
 def finish(store: Store, key: str, artifact: Artifact) -> None:
     """Replace the checkpoints by a note of what came of them, so that the work is never done twice."""
-    store.forget_scratch(key)
-    draft = store.scratch(key) / f"{DONE}.draft"
+    scratch = store.scratch(key)
+    draft = scratch / f"{DONE}.draft"
     draft.write_text(artifact.model_dump_json(), encoding="utf-8")
-    draft.rename(draft.with_name(DONE))
+    draft.replace(scratch / DONE)
+    # The note first: whoever is killed in between leaves checkpoints behind, and no work to do again.
+    store.clear_scratch(key, but=DONE)
 
 
 def forget(store: Store, key: str) -> None:

@@ -96,7 +96,7 @@ class GeminiBatch(LanguageJudge):
         self.check(())
         wire = BatchWire(self.model, self.protocol.thinking)
         async with wire:
-            async with opened(Store.from_environment().root) as ledger:
+            async with opened(Store.from_environment().root, lambda words: progress(0.0, words)) as ledger:
                 judging = BatchRound(self, wire, ledger, progress, vote)
             return await judging.judge(items)
 

@@ -148,7 +148,11 @@ class LanguageJudge(Limits, ABC):
             JudgeError: Judging had to stop; everything that was answered is kept.
         """
         self.check(())
-        async with opened(Store.from_environment().root) as ledger, self.connect() as provider:
+        folder = Store.from_environment().root
+        async with (
+            opened(folder, lambda words: progress(0.0, words)) as ledger,
+            self.connect() as provider,
+        ):
             judging = Round(self.protocol, self, self.money(ledger), provider, ledger, progress, vote)
             return await judging.judge(items)
 

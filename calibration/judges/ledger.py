@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -354,14 +354,18 @@ _turns: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
 @asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[Ledger]:
+async def opened(folder: Path, waiting: Callable[[str], None] = lambda _: None) -> AsyncIterator[Ledger]:
     """The ledger in a folder, for one round of judging.
 
-    Rounds in one process take turns, so that the second finds what the first was told, under one window
-    and one budget. Another process is refused.
+    Rounds take turns, in one process or in several, so that the second finds what the first was told, under
+    one window and one budget.
+
+    Args:
+        folder: Where it is, or is to be.
+        waiting: Told, in words, which other process is waited for.
 
     Raises:
-        JudgeError: Another process is judging with it, or it cannot be used.
+        JudgeError: It cannot be used.
     """
     path = (folder / FILE).absolute()
     turn = _turns[path]
@@ -369,28 +373,29 @@ async def opened(folder: Path) -> AsyncIterator[Ledger]:
     while not turn.acquire(blocking=False):  # noqa: ASYNC110
         await asyncio.sleep(TURN_SECONDS)
     try:
-        with _only_process(path), closing(Ledger(path)) as ledger:
-            yield ledger
+        async with _only_process(path, waiting):
+            with closing(Ledger(path)) as ledger:
+                yield ledger
     finally:
         turn.release()
 
 
-@contextmanager
-def _only_process(path: Path) -> Iterator[None]:
+@asynccontextmanager
+async def _only_process(path: Path, waiting: Callable[[str], None]) -> AsyncIterator[None]:
     """Hold a lock that the kernel takes back from a killed process."""
     import fcntl  # where there is none, the rest of the library can still be used
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise JudgeError(
-                f"the ledger {path} must be used by one process at a time; {holder} is judging with it. "
-                "Wait until it has ended, or use another store"
-            ) from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                waiting(f"waits for {holder}, which judges with {path}")
+            await asyncio.sleep(TURN_SECONDS)
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()

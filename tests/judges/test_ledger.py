@@ -137,17 +137,20 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_written(serve, judge, item
     assert server.count - 500 <= 100
 
 
-def test_another_process_is_refused_by_name_until_it_ends(serve, judge, items):
-    server = serve()
+def test_another_process_is_waited_for_by_name_until_it_ends(serve, items):
+    server, notes = serve(), []
     folder = Store.from_environment().root
     with run_python(HOLDER, str(folder)) as holder:
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(JudgeError, match=rf"one process at a time; process {holder.pid} is judging"):
-            judge(items(3))
-        assert server.count == 0
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-    assert len(judge(items(3))) == 3
+
+        def progress(fraction, note):
+            if not notes:
+                assert server.count == 0
+                os.kill(holder.pid, signal.SIGKILL)
+            notes.append(note)
+
+        assert len(asyncio.run(Gemini().judge(items(3), progress=progress))) == 3
+        assert notes[0] == f"waits for process {holder.pid}, which judges with {folder / FILE}"
 
 
 def test_a_round_that_is_cancelled_while_it_waits_for_its_turn_leaves_the_turn_free(tmp_path):
