@@ -186,11 +186,11 @@ class Modal(Schema):
             if answer is not None:
                 return answer
 
-    async def is_over(self, call: Call) -> bool:
+    async def is_over(self, call: Call, patience_minutes: float = 0.0) -> bool:
         """Whether a call has ended, in whatever way."""
         handle = sdk().FunctionCall.from_id(call.call)
         try:
-            return await patiently(lambda: poll(handle, call, 0)) is not None
+            return await patiently(lambda: poll(handle, call, 0), patience_minutes) is not None
         except NoResultError:
             return True
 
@@ -213,7 +213,7 @@ class Modal(Schema):
             return done
         holder = await self._patiently(lambda: remote.holder(key))
         call = self._call(job.kind, key, holder)
-        if holder and not await self.is_over(call):
+        if holder and not await self.is_over(call, self.patience_minutes):
             # Begun by another machine, or by somebody who died before its id was on the disk.
             ledger.note(call)
             with suppress(NoResultError):
