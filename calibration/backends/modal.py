@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -344,12 +345,10 @@ def deployed_code() -> str:
     That is this library, the app (its GPUs, time limits and retries), and the packages of its images.
     """
     lines = [package_digest(), module_digest(APP_MODULE)]
-    for lock in sorted(
-        (files(APP_MODULE.partition(".")[0]) / "images").iterdir(), key=lambda path: path.name
-    ):
-        if lock.name.endswith(".txt"):
-            pins = lock.read_text(encoding="utf-8").splitlines()
-            lines += [lock.name, *(pin for pin in pins if not pin.startswith("#"))]
+    images = Path(str(files(APP_MODULE.partition(".")[0]) / "images"))
+    for lock in sorted(images.glob("*.txt")):
+        pins = lock.read_text(encoding="utf-8").splitlines()
+        lines += [lock.name, *(pin for pin in pins if not pin.startswith("#"))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
