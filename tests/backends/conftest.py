@@ -88,7 +88,7 @@ def cloud(deployed, hub):
 def until():
     """Waits for something that another process does."""
 
-    def wait(true, seconds=60):
+    def wait(true, seconds=300):
         deadline = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < deadline, "it did not happen"
