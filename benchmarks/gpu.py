@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -66,8 +66,8 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,
-    "query_pre_attn_scalar": 16,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
 }
 CHUNKS = 4
 """Parts in which the questions are answered. The first one is not counted: it holds what happens once."""
@@ -271,7 +271,11 @@ def page(lines: list[Measured], command: str, *, is_tiny: bool) -> str:
 
     weights = f"Random weights in the form of {'a tiny model' if is_tiny else 'gemma-2-2b'}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no GPU, {platform.machine()}"
-    libraries = [name for name in ("torch", "transformers", "trl", "peft", "vllm") if find_spec(name)]
+    # vLLM without a GPU is a package of another name.
+    packages = packages_distributions()
+    libraries = [
+        packages[name][0] for name in ("torch", "transformers", "trl", "peft", "vllm") if name in packages
+    ]
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     rows = [
         f"| {one.what} | {one.seconds:.1f} | {one.start:.1f} | {one.rate} | {one.gib:.2f} |" for one in lines

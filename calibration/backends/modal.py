@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -186,11 +187,11 @@ class Modal(Schema):
             if answer is not None:
                 return answer
 
-    async def is_over(self, call: Call) -> bool:
+    async def is_over(self, call: Call, patience_minutes: float = 0.0) -> bool:
         """Whether a call has ended, in whatever way."""
         handle = sdk().FunctionCall.from_id(call.call)
         try:
-            return await patiently(lambda: poll(handle, call, 0)) is not None
+            return await patiently(lambda: poll(handle, call, 0), patience_minutes) is not None
         except NoResultError:
             return True
 
@@ -213,7 +214,7 @@ class Modal(Schema):
             return done
         holder = await self._patiently(lambda: remote.holder(key))
         call = self._call(job.kind, key, holder)
-        if holder and not await self.is_over(call):
+        if holder and not await self.is_over(call, self.patience_minutes):
             # Begun by another machine, or by somebody who died before its id was on the disk.
             ledger.note(call)
             with suppress(NoResultError):
@@ -344,12 +345,10 @@ def deployed_code() -> str:
     That is this library, the app (its GPUs, time limits and retries), and the packages of its images.
     """
     lines = [package_digest(), module_digest(APP_MODULE)]
-    for lock in sorted(
-        (files(APP_MODULE.partition(".")[0]) / "images").iterdir(), key=lambda path: path.name
-    ):
-        if lock.name.endswith(".txt"):
-            pins = lock.read_text(encoding="utf-8").splitlines()
-            lines += [lock.name, *(pin for pin in pins if not pin.startswith("#"))]
+    images = Path(str(files(APP_MODULE.partition(".")[0]) / "images"))
+    for lock in sorted(images.glob("*.txt")):
+        pins = lock.read_text(encoding="utf-8").splitlines()
+        lines += [lock.name, *(pin for pin in pins if not pin.startswith("#"))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 

@@ -34,12 +34,16 @@ def sdk() -> ModuleType:
     return modal
 
 
+class OutOfReachError(JobError):
+    """Modal could not be reached, which says nothing about a job: it may have been begun, and go on."""
+
+
 async def patiently(work: Callable[[], Awaitable[T]], minutes: float = 0.0) -> T:
     """Try until a lost connection is back: that Modal is out of reach says nothing about a job.
 
     Raises:
         ConfigurationError: Modal does not know who asks.
-        JobError: It was out of reach for so many minutes.
+        OutOfReachError: It was out of reach for so many minutes.
     """
     began = time.monotonic()
     while True:
@@ -51,7 +55,7 @@ async def patiently(work: Callable[[], Awaitable[T]], minutes: float = 0.0) -> T
         except _lost() as error:
             if time.monotonic() - began >= 60 * minutes:
                 words = str(error).rstrip(".")
-                raise JobError(
+                raise OutOfReachError(
                     f"Modal must be within reach; {type(error).__name__}: {words}. Jobs that were begun go "
                     "on there, and the next run finds them: slm-calibration resume latest"
                 ) from error

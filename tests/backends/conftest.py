@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
 from calibration.jobs.obtain import Obtain
 from calibration.models.hub import Hub
+
+# A shell that runs the tests in the background has them ignore it, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 20}
@@ -88,7 +92,7 @@ def cloud(deployed, hub):
 def until():
     """Waits for something that another process does."""
 
-    def wait(true, seconds=60):
+    def wait(true, seconds=300):
         deadline = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < deadline, "it did not happen"

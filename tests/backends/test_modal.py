@@ -12,6 +12,7 @@ from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
+from calibration.backends.wire import OutOfReachError
 from calibration.engines.hf import Hf
 from calibration.engines.recorded import RecordedAnswers
 from calibration.engines.vllm import Vllm
@@ -342,7 +343,7 @@ def test_a_connection_that_stays_lost_ends_the_run_and_not_the_job(cloud, store,
     job, _ = begun("acme/gone", "gone")
     cloud.vanish()
     try:
-        with pytest.raises(JobError, match="must be within reach"):
+        with pytest.raises(OutOfReachError, match="must be within reach"):
             run(job, store, "gone", ON.model_copy(update={"patience_minutes": 0.0}))
     finally:
         cloud.appear()

@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Artifact, Store
-from calibration.backends.wire import NoResultError
+from calibration.backends.wire import NoResultError, OutOfReachError
 from calibration.engines.hf import Hf
 from calibration.errors import DataError, JobError
 from tasks.journal import Journal, keeping
@@ -161,6 +161,7 @@ def test_a_job_that_died_is_begun_once_more():
         (2, JobError, 2),
         (1, DataError, 1),  # it would refuse again
         (1, NoResultError, 1),  # Modal has tried it again itself
+        (1, OutOfReachError, 1),  # it may be going on
     ],
 )
 def test_what_refused_or_was_tried_enough_is_not_begun_again(deaths, error, bodies):
