@@ -50,11 +50,14 @@ def test_runs_are_listed_with_state_age_dollars_and_where_they_stopped(begin, tm
     going = begin("going", 1, stages=begun)
     begin("new", 0)
     with going.held():
-        [[(code, out, _), (_, refused, error)], heavy] = run_many(
-            tmp_path, [["runs"], ["runs", "--delete", "going"]]
+        [[(code, out, _), *refusals], heavy] = run_many(
+            tmp_path, [["runs"], ["runs", "--delete", "going"], ["resume", "going"]]
         )
-    assert (code, heavy, refused) == (0, [], "")
-    assert "run going must be continued by one process at a time" in error
+    assert (code, heavy) == (0, [])
+    for refused, said, error in refusals:
+        assert (refused, said) == (2, "")
+        assert "run going must be continued by one process at a time" in error
+        assert len(error.splitlines()) == 1
     assert [re.split(r"  +", line) for line in out.splitlines()] == [
         ["whole", "calibrate", "Completed", "2 d", "1.75 USD"],
         ["failed", "calibrate", "Failed", "40 h", "0.00 USD", "at judge m plain"],
