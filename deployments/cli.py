@@ -124,7 +124,15 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
             **extra,
         },
     )
-    _print_outcome(Run.find(runs_root(), name))
+    book = Run.find(runs_root(), name)
+    if options.refresh and not any(stage.name.startswith(options.refresh) for stage in book.stages()):
+        known = ", ".join(stage.name for stage in book.stages())
+        print(
+            f"slm-calibration: --refresh must be how a stage begins, {known}; got {options.refresh!r}. "
+            "Nothing was repeated",
+            file=sys.stderr,
+        )
+    _print_outcome(book)
 
 
 def _print_outcome(book: Run) -> None:

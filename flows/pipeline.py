@@ -11,6 +11,7 @@ from calibration.artifacts import Artifact
 from calibration.backends import BackendConfig
 from calibration.backends.local import Local
 from calibration.config import Experiment, Model
+from calibration.errors import JobError
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
 from calibration.jobs.train import Train
@@ -154,9 +155,9 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
     # One branch that fails neither stops nor spoils the others; the report says what is missing.
     outcomes = await asyncio.gather(*branches, return_exceptions=True)
     failed = {
-        name: outcome
+        name: error
         for name, outcome in zip(experiment.methods, outcomes, strict=True)
-        if isinstance(outcome, BaseException)
+        if (error := failure(outcome)) is not None
     }
     evaluation = await evaluate(
         baseline,
@@ -172,7 +173,8 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
     )
     await publish(baseline, evaluation, await draw(evaluation))
     if failed:
-        raise BaseExceptionGroup(f"{', '.join(failed)} failed", list(failed.values()))
+        told = "; ".join(f"{name} failed: {in_words(error)}" for name, error in failed.items())
+        raise ExceptionGroup(told, list(failed.values()))
 
 
 async def teach(
@@ -226,6 +228,18 @@ async def each(
 async def every(branches: Iterable[Awaitable[T]]) -> list[T]:
     """Wait for all, then raise what went wrong: a failure leaves no branch running unwatched."""
     outcomes = await asyncio.gather(*branches, return_exceptions=True)
-    if failed := [outcome for outcome in outcomes if isinstance(outcome, BaseException)]:
-        raise failed[0] if len(failed) == 1 else BaseExceptionGroup("several stages failed", failed)
+    if failed := [error for error in map(failure, outcomes) if error is not None]:
+        raise failed[0] if len(failed) == 1 else ExceptionGroup("; ".join(map(in_words, failed)), failed)
     return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+
+def failure(outcome: object) -> Exception | None:
+    """What went wrong with a branch, if anything did.
+
+    One that was cancelled by itself has failed, and the others go on; what stops the whole run is raised.
+    """
+    if isinstance(outcome, asyncio.CancelledError):
+        return JobError("it was cancelled, and the others were not")
+    if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+        raise outcome
+    return outcome if isinstance(outcome, Exception) else None

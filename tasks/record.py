@@ -78,11 +78,9 @@ def recording(
 
 
 def in_words(error: BaseException) -> str:
-    """What went wrong, in one line: of several errors each, and a cancellation by its name."""
+    """What went wrong, in one line; a group of errors says it in its message."""
     if isinstance(error, BaseExceptionGroup):
-        return f"{error.message}: {'; '.join(map(in_words, error.exceptions))}"
-    if isinstance(error, CancelledError):
-        return "it was cancelled"
+        return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

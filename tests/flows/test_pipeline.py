@@ -3,7 +3,10 @@
 import argparse
 import asyncio
 import json
+import os
 import re
+import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Store
+from calibration.backends.local import Local
 from calibration.config import Experiment
 from calibration.records import Question
 from calibration.runs import Run, runs_root
@@ -194,6 +198,67 @@ def test_a_method_that_fails_leaves_the_other_whole_and_is_named_in_the_report(w
     assert {row["system"] for row in report["rows"]} >= {"base", "implicit"}
     assert book.read().state == "Failed"
     assert "dpo" in book.read().error
+
+
+class Ender:
+    """Ends the training of one method as soon as it has told of progress."""
+
+    def __init__(self, end):
+        self.end, self.ended_it = end, False
+
+    def started(self, stage):
+        pass
+
+    def ended(self, record):
+        pass
+
+    def progressed(self, stage, fraction, note):
+        if stage == "train dpo" and not self.ended_it:
+            self.ended_it = True
+            self.end()
+
+
+def kill_the_last_worker():
+    """Kill the youngest job of this process."""
+    workers = [
+        int(place.parent.name)
+        for place in Path("/proc").glob("[0-9]*/stat")
+        if place.read_text().rpartition(")")[2].split()[1] == str(os.getpid())
+        and b"calibration.backends.worker" in (place.parent / "cmdline").read_bytes()
+    ]
+    os.kill(max(workers), signal.SIGKILL)
+
+
+def cancel_what_runs_here():
+    asyncio.current_task().cancel()
+
+
+@pytest.mark.slow
+def test_a_branch_that_is_killed_or_cancelled_leaves_the_others_whole_and_is_done_later(whole):
+    dpo = {**EXPERIMENT["methods"]["dpo"], "beta": 0.31}
+    chosen = experiment(**EXPERIMENT["methods"] | {"dpo": dpo, "third": {**dpo, "beta": 0.32}})
+    name = None
+    for end, words in [(kill_the_last_worker, "ended with code -9"), (cancel_what_runs_here, "cancelled")]:
+        with listening(Ender(end)):
+            state, book, stages = run(calibrate, chosen, run=name, on=Local(at_once=1))
+        name = book.folder.name
+        assert not state.is_completed()
+        assert stages.get("train dpo") not in {"Completed", "Cached"}
+        assert stages["train implicit"] == "Cached"
+        report = json.loads((book.folder / "report.json").read_text())
+        assert {row["system"] for row in report["rows"]} == {"base", "constant", "implicit", "third"}
+        [missing] = report["missing"]
+        assert missing["system"] == "dpo"
+        assert words in missing["reason"]
+        assert (book.state(), book.stopped_at()) == ("Failed", "train dpo")
+        assert words in book.read().error
+    assert stages["train third"] == "Cached"
+    state, book, stages = run(calibrate, chosen, run=name)
+    assert state.is_completed(), state.message
+    assert (stages["train dpo"], stages["train third"]) == ("Completed", "Cached")
+    report = json.loads((book.folder / "report.json").read_text())
+    assert report["missing"] == []
+    assert {row["system"] for row in report["rows"]} >= {"dpo", "implicit", "third"}
 
 
 def test_the_baseline_alone_is_measured_and_reported(whole):

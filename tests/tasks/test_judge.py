@@ -15,6 +15,8 @@ from calibration.artifacts import Store
 from calibration.errors import JudgeError
 from calibration.judges import Exact, Gemini
 from calibration.records import Generation, Question, Verdict
+from calibration.runs import Run
+from calibration.spending import Spending
 from tasks.journal import Journal, keeping
 from tasks.judge import judge as judge_stage
 from tests.judges.gemini_server import GeminiServer, Say, error
@@ -44,7 +46,7 @@ def environment(tmp_path, monkeypatch):
         yield
 
 
-def run(server, monkeypatch, judge=None, max_unjudged=0.01, key="k", **settings):
+def run(server, monkeypatch, judge=None, max_unjudged=0.01, key="k", journal=None, **settings):
     """Judge thirty answers in a flow; return the verdicts, the states of the stage and what was heard."""
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", server.url)
     monkeypatch.setenv("GEMINI_API_KEY", key)
@@ -75,7 +77,7 @@ def run(server, monkeypatch, judge=None, max_unjudged=0.01, key="k", **settings)
         return await judge_stage(*inputs, judge or Gemini(**settings), max_unjudged, "small")
 
     listener = Listener()
-    with keeping(Journal(listener=listener)) as journal:
+    with keeping(journal or Journal(listener=listener)) as journal:
         artifact = asyncio.run(around())
     return store.load_rows(artifact, Verdict), [r.state for r in journal.stages], listener.notes
 
@@ -90,6 +92,37 @@ def test_a_second_run_is_cached_also_with_other_limits(monkeypatch):
         assert server.count == 30
         assert notes[-1][:2] == ("judge small", 1.0)
         assert notes[-1][2].startswith("30 of 30")
+
+
+def test_a_refreshed_judge_reads_its_ledger_again_and_pays_nothing(monkeypatch):
+    with GeminiServer() as server:
+        one, _, _ = run(server, monkeypatch, journal=(first := Journal()))
+        other, states, _ = run(server, monkeypatch, journal=(again := Journal(refresh="judge")))
+        assert states == ["Completed"]
+        assert one == other
+        assert server.count == 30
+    # The figures are those of the built-in prices and of the replies of this server.
+    assert first.spending().judge_usd == pytest.approx((30 * 600 * 0.30 + 30 * 20 * 2.50) / 1e6)
+    assert again.spending().usd == 0
+
+
+def test_a_run_knows_what_it_has_cost_while_it_judges(monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    book = Run(tmp_path / "run")
+    noted = []
+
+    class Reader(Listener):
+        def progressed(self, stage, fraction, note):
+            noted.append(book.spending().judge_usd)
+
+    monkeypatch.setattr("tasks.journal.SPENDING_SECONDS", 0.0)
+    with GeminiServer() as server:
+        journal = Journal(run=book, listener=Reader(), spent=Spending(judge_usd=1.0))
+        run(server, monkeypatch, journal=journal, concurrency=1)
+    assert noted == sorted(noted)
+    assert noted[0] < noted[-1], "what a kill now would leave is told already"
+    assert book.spending() == journal.spending()
+    assert book.spending().judge_usd == pytest.approx(1 + (30 * 600 * 0.30 + 30 * 20 * 2.50) / 1e6)
 
 
 def artifacts(kind):
