@@ -108,6 +108,9 @@ class Drift(Schema):
     """What a re-measurement found: the content of `drift.json`."""
 
     system: str
+    """`base`, or the name of a method."""
+    model: str
+    """The model's name in the experiment."""
     readout: str
     base: str
     """The run that it was compared with."""

@@ -114,7 +114,7 @@ def assess(
         policies={
             system.name: policy
             for system in mains
-            if (policy := _policy(system, prices, router, measured, judges.get(system.name))) is not None
+            if (policy := route(system, prices, router, measured, judges.get(system.name))) is not None
         },
         groups=tuple(row for system in mains for row in groups(system)),
         curves=tuple(curve(view) for view in views),
@@ -264,7 +264,7 @@ def _constant(base: System) -> System:
     return System("constant", "constant", splits)
 
 
-def _policy(
+def route(
     system: System, prices: Prices, router: Goal, measured: datetime, judge: JudgeAudit | None
 ) -> RouterPolicy | None:
     """What a router may do with a system; None when no test answer was judged.

@@ -21,7 +21,7 @@ class RunRecord(Schema):
     """What is known of a run without looking into its report."""
 
     run: Name
-    flow: Literal["calibrate", "baseline", "compare"]
+    flow: Literal["calibrate", "baseline", "compare", "remeasure", "sweep"]
     experiment: Experiment
     backend: str
     """The backend's settings, as JSON."""
@@ -30,7 +30,7 @@ class RunRecord(Schema):
     seconds: float | None = None
     error: str = ""
     baseline: str | None = None
-    """The run whose measured models are compared."""
+    """The run whose measured models are compared, or whose system is measured again."""
 
 
 class Run:

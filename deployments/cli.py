@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | calls | ...`."""
+"""The command line: `slm-calibration run | resume | remeasure | report | runs | audit | judge | ...`."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from calibration.artifacts import Store
 from calibration.backends import BackendConfig
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
-from calibration.config import Experiment, apply_change, explain, load_experiment
+from calibration.config import Experiment, apply_change, changed, explain, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
@@ -60,6 +60,13 @@ def resume(options: argparse.Namespace) -> None:
     record = book.read()
     options.flow, options.base = record.flow, record.baseline
     _start(options, record.experiment, run=record.run)
+
+
+def remeasure(options: argparse.Namespace) -> None:
+    """Ask the system of a finished run again, and say whether its policy still holds."""
+    record = Run.find(runs_root(), options.run).read()
+    options.flow, options.base = "remeasure", record.run
+    _start(options, changed(record.experiment, options.set), run=None)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -121,7 +128,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
     from deployments.console import run_flow
 
     name = run or new_run_id(experiment.name)
-    extra = {"base": options.base} if options.flow == "compare" else {}
+    extra = {"base": options.base} if options.flow in ("compare", "remeasure") else {}
     run_flow(
         options.flow,
         {
@@ -225,6 +232,14 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("resume", help="continue a run that was stopped or failed")
     command.set_defaults(command=resume)
     command.add_argument("run", help="id of the run, or latest")
+    _add_execution(command)
+
+    command = commands.add_parser("remeasure", help="ask the system of a run again: does its policy hold?")
+    command.set_defaults(command=remeasure)
+    command.add_argument("run", help="id of the run whose policy is followed, or latest")
+    command.add_argument(
+        "--set", metavar="SETTING=VALUE", action="append", default=[], help="data.path=new.csv"
+    )
     _add_execution(command)
 
     command = commands.add_parser("report", help="print a run's report")

@@ -21,6 +21,7 @@ from calibration.stages.baseline import Answered, Baseline, Measured
 from calibration.stages.evaluate import TrainedSystem
 from calibration.worlds.facts import World
 from tasks.data import make_data
+from tasks.drift import remember_trained
 from tasks.evaluate import draw, evaluate
 from tasks.judge import judge
 from tasks.prepare import prepare_questions, write_corpus
@@ -111,10 +112,7 @@ async def measure(
     name: str, model: Model, questions: Artifact, experiment: Experiment, on: BackendConfig
 ) -> Measured:
     """One model's answers and verdicts."""
-    weights = None
-    if model.weights is not None:
-        corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
-        weights = await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
+    weights = await weights_of(name, model, experiment, on)
     answers = [
         answer(
             Infer(questions=questions, engine=model.engine, elicitation=way, model=weights),
@@ -125,6 +123,14 @@ async def measure(
         for way in model.asked
     ]
     return Measured(model=name, weights=weights, answered=tuple(await every(answers)))
+
+
+async def weights_of(name: str, model: Model, experiment: Experiment, on: BackendConfig) -> Artifact | None:
+    """A model's weights; None for answers that were recorded elsewhere."""
+    if model.weights is None:
+        return None
+    corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
+    return await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
 
 
 async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfig) -> Answered:
@@ -155,10 +161,12 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         for name, outcome in zip(experiment.methods, outcomes, strict=True)
         if isinstance(outcome, BaseException)
     }
+    trained = tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem))
+    remember_trained(trained)
     evaluation = await evaluate(
         baseline,
         experiment.target_name,
-        tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
+        trained,
         {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
         experiment.prices,
         experiment.router,

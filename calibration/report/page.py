@@ -123,7 +123,7 @@ def _html(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) -
     main, target = judged_rows(evaluation), target_model(evaluation)
     rows = [words.shown(row) for row in evaluation.rows]
     policy_files = name_policies(evaluation)
-    return _page().render(
+    return template("page.html.jinja").render(
         evaluation=evaluation,
         info=info,
         answers=answers(evaluation),
@@ -252,14 +252,14 @@ def markdown(evaluation: Evaluation, info: RunInfo, pictures: Sequence[str]) -> 
             f"\n## Verdict: {_md(name)}\n\n{_verdict_table(v)}"
             for name, v in grouped(evaluation.verdicts, "system")
         ),
-        f"\n## Systems\n\n{_table(_MAIN_COLUMNS, [_main_cells(row) for row in _on_test(evaluation)])}",
+        f"\n## Systems\n\n{table(_MAIN_COLUMNS, [_main_cells(row) for row in _on_test(evaluation)])}",
         *(f"\n![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),
         f"\n## Routing\n\n{_routing_table(evaluation)}" if evaluation.routing else "",
         _policies_part(evaluation) if evaluation.policies else "",
         "\n## How to read this\n",
         *(f"- {_md(note)}" for note in evaluation.notes),
         f"\n## The run\n\n{_md(info.run)}, {when}\n",
-        _table(("stage", "state", "time"), stages) if stages else "",
+        table(("stage", "state", "time"), stages) if stages else "",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -278,7 +278,7 @@ def _verdict_table(verdicts: Sequence[VerdictReport]) -> str:
         found = {v.level: words.OUTCOMES[v.outcome] for v in verdicts if v.literal == literal}
         if found:
             rows.append((label, "", "", *(found.get(level, "") for level in LEVELS)))
-    return _table(("criterion", "value", "95 % interval", *LEVELS), rows)
+    return table(("criterion", "value", "95 % interval", *LEVELS), rows)
 
 
 def _routing_table(evaluation: Evaluation) -> str:
@@ -297,7 +297,7 @@ def _routing_table(evaluation: Evaluation) -> str:
         rates = (row.threshold, row.escalated.value, row.false_escalations.value, row.missed_errors.value)
         numbers = map(number, (*rates, row.system_accuracy))
         rows.append((row.system, words.post_hoc(row.map), row.rule, *numbers))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _policies_part(evaluation: Evaluation) -> str:
@@ -309,7 +309,7 @@ def _policies_part(evaluation: Evaluation) -> str:
             rows.append((file, system, where, str(found.escalated.total), *map(number, rates)))
     chosen = called(evaluation, recommended(evaluation))
     which = f"router_policy.json is that of {chosen}, {why_recommended(evaluation)}."
-    return f"\n## Policies\n\n{_md(which)}\n\n{_table(head, rows)}"
+    return f"\n## Policies\n\n{_md(which)}\n\n{table(head, rows)}"
 
 
 def policy_figures(policy: RouterPolicy) -> list[tuple[str, Figures]]:
@@ -342,7 +342,8 @@ def policy_remarks(policy: RouterPolicy) -> list[str]:
     return remarks
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown, its cells shown as they are."""
     lines = [head, ["---"] * len(head), *([_md(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -356,10 +357,12 @@ def _pretty(value: JsonValue) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _page() -> "Template":
-    """The template of report.html; whatever is put into it is escaped."""
+def template(name: str) -> "Template":
+    """A page to be filled; whatever is put into it is escaped."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
+    folder = files("calibration.report")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -385,5 +388,6 @@ def _page() -> "Template":
         "OUTCOMES": words.OUTCOMES,
         "policy_figures": policy_figures,
         "policy_remarks": policy_remarks,
+        "STYLE": Markup(folder.joinpath("style.css").read_text("utf-8")),  # noqa: S704 - our own
     }
-    return environment.from_string(files("calibration.report").joinpath("page.html.jinja").read_text("utf-8"))
+    return environment.from_string(folder.joinpath(name).read_text("utf-8"))
