@@ -23,6 +23,7 @@ from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from calibration.schema import Schema
+from calibration.variants import expand, read_values
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Begin a new run of an experiment."""
     experiment = load_experiment(_experiment_path(options.experiment), options.set)
+    if options.flow == "sweep":
+        experiment = expand(experiment, dict(map(read_values, options.over)))
     if options.dry_run:
         _print_plan(experiment, _backend(options), load_assumptions(options.assume))
         return
@@ -216,12 +219,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="run an experiment")
     command.set_defaults(command=run)
     command.add_argument("experiment", help="name of a shipped experiment, or a .toml file")
-    command.add_argument("--flow", choices=["calibrate", "baseline", "compare"], default="calibrate")
+    command.add_argument("--flow", choices=["calibrate", "baseline", "compare", "sweep"], default="calibrate")
     command.add_argument(
         "--base", metavar="RUN", default="latest", help="compare: the run whose models are measured"
     )
     command.add_argument(
         "--set", metavar="SETTING=VALUE", action="append", default=[], help="methods.dpo.beta=0.3"
+    )
+    command.add_argument(
+        "--over",
+        metavar="SETTING=VALUES",
+        action="append",
+        default=[],
+        help="sweep: methods.dpo.beta=0.05,0.1,0.3",
     )
     command.add_argument("--dry-run", action="store_true", help="print stages, time and cost, run nothing")
     command.add_argument(

@@ -14,6 +14,7 @@ from rich.table import Table
 from calibration.results import StageRecord
 from flows.pipeline import baseline, calibrate, compare
 from flows.remeasure import remeasure
+from flows.sweep import sweep
 from tasks.journal import listening
 
 FLOWS: dict[str, Callable[..., Any]] = {
@@ -21,6 +22,7 @@ FLOWS: dict[str, Callable[..., Any]] = {
     "baseline": baseline,
     "compare": compare,
     "remeasure": remeasure,
+    "sweep": sweep,
 }
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from prefect import flow
@@ -162,8 +162,21 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         if isinstance(outcome, BaseException)
     }
     trained = tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem))
+    evaluation = await assess(experiment, baseline, trained, failed)
+    await publish(baseline, evaluation, await draw(evaluation))
+    if failed:
+        raise BaseExceptionGroup(f"{', '.join(failed)} failed", list(failed.values()))
+
+
+async def assess(
+    experiment: Experiment,
+    baseline: Baseline,
+    trained: tuple[TrainedSystem, ...],
+    failed: Mapping[str, BaseException],
+) -> Artifact:
+    """Every number of the report."""
     remember_trained(trained)
-    evaluation = await evaluate(
+    return await evaluate(
         baseline,
         experiment.target_name,
         trained,
@@ -175,15 +188,20 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         experiment.judge.version,
         experiment.judge_audit,
     )
-    await publish(baseline, evaluation, await draw(evaluation))
-    if failed:
-        raise BaseExceptionGroup(f"{', '.join(failed)} failed", list(failed.values()))
 
 
 async def teach(
-    name: str, method: MethodConfig, experiment: Experiment, baseline: Baseline, on: BackendConfig
+    name: str,
+    method: MethodConfig,
+    experiment: Experiment,
+    baseline: Baseline,
+    on: BackendConfig,
+    asked: Artifact | None = None,
 ) -> TrainedSystem:
-    """One method: its data, its training, the trained model's answers and their verdicts."""
+    """One method: its data, its training, the trained model's answers and their verdicts.
+
+    `asked` are the questions that the trained model is asked; unset, all.
+    """
     target = baseline.of(experiment.target_name)
     model = experiment.models[experiment.target_name]
     data = await make_data(baseline.questions, target, method, name)
@@ -192,7 +210,7 @@ async def teach(
     )
     way: Elicitation = method.elicitation
     job = Infer(
-        questions=baseline.questions,
+        questions=asked or baseline.questions,
         engine=model.engine,
         elicitation=way,
         model=target.weights,
@@ -202,7 +220,7 @@ async def teach(
         name=name,
         readouts=method.readouts,
         adapter=adapter,
-        answered=await answer(job, name, experiment, on),
+        answered=await answer(job, f"{name} validation" if asked else name, experiment, on),
     )
 
 
