@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from prefect.artifacts import acreate_markdown_artifact
+from prefect.context import FlowRunContext
 from pydantic import TypeAdapter
 
 from calibration.artifacts import Artifact, Store, file_sha256
@@ -97,6 +98,23 @@ def _in_force(book: Run, asking: str | None) -> Run:
         if stale is None or stale.replaced_by in (None, asking):
             return book
         book = Run.find(runs_root(), stale.replaced_by)
+
+
+def overtaken(base: str) -> str | None:
+    """The run that has measured a base since this flow run was due; None when it is still to be done.
+
+    Only a flow run that a schedule made can be overtaken: after an absence, all that were missed begin.
+    """
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    if flow_run is None or not flow_run.auto_scheduled or flow_run.expected_start_time is None:
+        return None
+    for book in Run.all(runs_root()):
+        record = book.read()
+        is_same = record.flow == "remeasure" and base in (record.baseline, record.run)
+        if is_same and record.state == "Completed" and record.started >= flow_run.expected_start_time:
+            return record.run
+    return None
 
 
 def _deployed(book: Run, experiment: Experiment, policy: RouterPolicy) -> Deployed:
