@@ -161,13 +161,13 @@ def measure_drift(
     has_fresh = len(fresh.ids) >= (ENOUGH if shared else 1)
     if not shared and not has_fresh:
         raise DataError("the data must hold test questions of the base run, or new questions; got neither")
-    judge = _Judge(policy, after.system, allowed, seed, comparisons=bool(shared) + has_fresh)
+    comparer = _Comparer(policy, after.system, allowed, seed, comparisons=bool(shared) + has_fresh)
     found = []
     if shared:
         then, now = (_joined([scores], shared.__contains__) for scores in (old, new))
-        found.append(judge.of_pairs(then, now, _identical(before, after, then, now)))
+        found.append(comparer.of_pairs(then, now, _identical(before, after, then, now)))
     if has_fresh:
-        found.append(judge.of_samples(old, fresh))
+        found.append(comparer.of_samples(old, fresh))
     return tuple(found)
 
 
@@ -194,7 +194,7 @@ def mended_by_map(system: System, allowed: Allowance, seed: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Comparer:
     """Compares answers and says what follows; one for all comparisons of a re-measurement."""
 
     policy: RouterPolicy

@@ -24,8 +24,8 @@ from prefect.schedules import Cron, Interval
 from prefect.types.entrypoint import EntrypointType
 from flows.remeasure import remeasure
 
-def weekly(name, schedule):
-    return remeasure.to_deployment(
+async def weekly(name, schedule):
+    return await remeasure.ato_deployment(
         name,
         schedule=schedule,
         parameters={"base": sys.argv[1]},
@@ -37,9 +37,9 @@ def weekly(name, schedule):
 
 async def main():
     runner = Runner(name="test", query_seconds=1, pause_on_shutdown=False)
-    await runner.aadd_deployment(weekly("weekly", Cron("0 3 * * 1", timezone="UTC", active=False)))
+    await runner.aadd_deployment(await weekly("weekly", Cron("0 3 * * 1", timezone="UTC", active=False)))
     if "often" in sys.argv:
-        await runner.aadd_deployment(weekly("often", Interval(timedelta(seconds=10), active=False)))
+        await runner.aadd_deployment(await weekly("often", Interval(timedelta(seconds=10), active=False)))
     if "register" not in sys.argv:
         await runner.start()
 

@@ -82,7 +82,7 @@ def policy_of(run):
     return Run.find(runs_root(), run).folder / "router_policy.json"
 
 
-def test_measuring_again_asks_again_and_finds_the_same_unchanged(measured):
+def test_measuring_again_asks_again_and_a_run_that_is_continued_does_not(measured):
     base = measured(answers())
     book, found, stages = again(base)
     assert stages["infer somebody plain"] == "Completed"
@@ -97,13 +97,13 @@ def test_measuring_again_asks_again_and_finds_the_same_unchanged(measured):
     for name in ("report.html", "report.md", "summary.txt"):
         assert "unchanged" in (book.folder / name).read_text()
 
-
-def test_a_run_that_is_continued_does_not_ask_again(measured):
-    base = measured(answers())
-    book, _, _ = again(base)
+    # Continued, it does not ask again; without the policy there is nothing to measure for.
     _, found, stages = again(base, run=book.folder.name)
     assert set(stages.values()) == {"Cached"}
     assert found.decision == "unchanged"
+    policy_of(base).unlink()
+    with pytest.raises(ConfigurationError, match="must have a router policy"):
+        again(base)
 
 
 def test_a_louder_confidence_gets_a_new_map_and_the_old_policy_is_followed_no_more(measured):
@@ -153,10 +153,3 @@ def test_a_table_that_grew_is_compared_on_old_and_on_new_questions(measured):
     assert (new.questions, new.n_after) == ("new questions", 400)
     assert new.of("gap").low > 0
     assert found.decision in ("refit", "retrain")
-
-
-def test_a_run_without_a_policy_is_no_base(measured):
-    base = measured(answers())
-    policy_of(base).unlink()
-    with pytest.raises(ConfigurationError, match="must have a router policy"):
-        asyncio.run(remeasure(base))
