@@ -272,7 +272,7 @@ class _Comparer:
         if moved and not mended_by_map(self.after, self.allowed, self.seed):
             return "retrain", f"{moved}, and no map fitted anew would fit", None
         if moved:
-            return "refit", f"{moved}, and the confidence still ranks as before", None
+            return "refit", f"{moved}, and the confidence is not shown to rank worse", None
         return self._still_fits(by_name["gap"], found, len(new.ids))
 
     def _unreadable(self, then: Scores, now: Scores) -> str:

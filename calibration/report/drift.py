@@ -49,7 +49,8 @@ def summary(drift: Drift, run: str) -> str:
     """The answer, and the figures in columns, as plain text."""
     lines = [answer(drift, run)]
     for comparison in drift.comparisons:
-        lines += ["", f"{heading(comparison)}: {comparison.decision}", *_columns(comparison)]
+        found = f"{heading(comparison)}: {comparison.decision}. {needs(comparison)}"
+        lines += ["", found.rstrip(), *_columns(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +58,8 @@ def markdown(drift: Drift, info: RunInfo) -> str:
     """The same in markdown."""
     parts = [f"# {info.experiment}: measured again", answer(drift, info.run)]
     for comparison in drift.comparisons:
-        parts += [f"## {heading(comparison)}", f"**{comparison.decision}**: {_sentence(comparison.reason)}"]
+        found = f"**{comparison.decision}**: {_sentence(comparison.reason)} {needs(comparison)}"
+        parts += [f"## {heading(comparison)}", found.rstrip()]
         if comparison.changes:
             parts.append(table(_HEAD, [_cells(change) for change in comparison.changes]))
     parts.append(f"{info.run}, started {info.started}, compared with {drift.base}")
@@ -71,6 +73,7 @@ def html(drift: Drift, info: RunInfo) -> str:
         info=info,
         answer=answer(drift, info.run),
         heading=heading,
+        needs=needs,
         sentence=_sentence,
         cells=_cells,
         badge=BADGES,
@@ -88,6 +91,15 @@ def heading(comparison: Comparison) -> str:
         text = f"{comparison.n_after} answers to the same questions"
         text += f", {comparison.n_identical} of them as before"
     return text + (f"; {comparison.n_left_out} left out" if comparison.n_left_out else "")
+
+
+def needs(comparison: Comparison) -> str:
+    """How many answers would tell, as a sentence; empty where these tell."""
+    if comparison.decision != "cannot tell":
+        return ""
+    if comparison.needed is None:
+        return "The old answers are too few for any number of new ones to tell."
+    return f"If nothing changed, {comparison.needed} answers would probably show it."
 
 
 def _sentence(reason: str) -> str:
