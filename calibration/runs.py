@@ -30,7 +30,7 @@ class RunRecord(Schema):
     seconds: float | None = None
     error: str = ""
     baseline: str | None = None
-    """The run whose measured models are compared, or whose system is measured again."""
+    """The run whose measured models are compared."""
 
 
 class Run:

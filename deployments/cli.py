@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | remeasure | report | runs | audit | judge | ...`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | calls | ...`."""
 
 import argparse
 import asyncio
