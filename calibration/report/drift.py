@@ -89,7 +89,7 @@ def heading(comparison: Comparison) -> str:
         text = f"{comparison.n_after} answers to new questions, {comparison.n_before} to old ones"
     else:
         text = f"{comparison.n_after} answers to the same questions"
-        text += f", {comparison.n_identical} of them as before"
+        text += f", {comparison.n_identical} of them exactly as before"
     return text + (f"; {comparison.n_left_out} left out" if comparison.n_left_out else "")
 
 

@@ -89,7 +89,7 @@ def _mended(
     store: Store,
     audit: JudgeAudit | None,
 ) -> RouterPolicy | None:
-    policy = route(now.system, prices, router, store.made(after.answered.verdicts), audit)
+    policy = route(now.system, prices, router, store.made(after.answered.generations), audit)
     if policy is None:
         return None
     made_from = origin(after.questions, after.adapter or after.weights, after.answered, store)

@@ -114,6 +114,7 @@ def test_a_louder_confidence_gets_a_new_map_and_the_old_policy_is_followed_no_mo
     old, new = Router.load(policy_of(base)), Router.load(book.folder / "router_policy.json")
     assert old.policy.threshold == new.policy.threshold  # the prices' alone
     assert old.policy.map.offset > new.policy.map.offset
+    assert old.policy.expires < new.policy.expires  # 90 days from the new answers
     decision = old.decide("Where?", logprobs=[-0.001], now=NOW)
     assert not decision.keep
     assert "stale since" in decision.reason
