@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from calibration.auditing import AuditFile, error_rate
 from calibration.confidence import READOUTS, Readout
+from calibration.drift import Allowance
 from calibration.engines import EngineConfig
 from calibration.engines.hf import Hf
 from calibration.errors import ConfigurationError, DataError
@@ -86,6 +87,8 @@ class Experiment(Schema):
     """What answers cost and are worth."""
     router: Goal = CostOptimal()
     """What the router's policy aims at."""
+    drift: Allowance = Allowance()
+    """What a later re-measurement lets pass before it asks for a new map, or for training."""
 
     @property
     def target_name(self) -> str:
@@ -177,11 +180,36 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
         raise ConfigurationError(f"{path} must be TOML; {error}") from error
     for change in changes:
         apply_change(settings, change)
+    return checked(settings, str(path))
+
+
+def changed(experiment: Experiment, changes: Sequence[str]) -> Experiment:
+    """An experiment with some settings changed; the changes are written as for `load_experiment`.
+
+    Raises:
+        ConfigurationError: They make what no experiment can be.
+    """
+    settings = experiment.model_dump(mode="json")
+    for change in changes:
+        apply_change(settings, change)
+    return checked(settings, experiment.name)
+
+
+def checked(settings: dict[str, Any], name: str) -> Experiment:
+    """The experiment that some settings make.
+
+    Args:
+        settings: In nested tables.
+        name: What an error calls them.
+
+    Raises:
+        ConfigurationError: They make none.
+    """
     try:
         return TypeAdapter(Experiment).validate_python(settings)
     except ValidationError as error:
         problem = explain(error, settings, Experiment, see="docs/experiment.md")
-        raise ConfigurationError(f"{path}: {problem}") from error
+        raise ConfigurationError(f"{name}: {problem}") from error
 
 
 def explain(error: ValidationError, settings: object, of: type[Schema], see: str) -> str:

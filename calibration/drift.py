@@ -108,6 +108,9 @@ class Drift(Schema):
     """What a re-measurement found: the content of `drift.json`."""
 
     system: str
+    """`base`, or the name of a method."""
+    model: str
+    """The model's name in the experiment."""
     readout: str
     base: str
     """The run that it was compared with."""
@@ -158,13 +161,13 @@ def measure_drift(
     has_fresh = len(fresh.ids) >= (ENOUGH if shared else 1)
     if not shared and not has_fresh:
         raise DataError("the data must hold test questions of the base run, or new questions; got neither")
-    judge = _Judge(policy, after.system, allowed, seed, comparisons=bool(shared) + has_fresh)
+    comparer = _Comparer(policy, after.system, allowed, seed, comparisons=bool(shared) + has_fresh)
     found = []
     if shared:
         then, now = (_joined([scores], shared.__contains__) for scores in (old, new))
-        found.append(judge.of_pairs(then, now, _identical(before, after, then, now)))
+        found.append(comparer.of_pairs(then, now, _identical(before, after, then, now)))
     if has_fresh:
-        found.append(judge.of_samples(old, fresh))
+        found.append(comparer.of_samples(old, fresh))
     return tuple(found)
 
 
@@ -191,7 +194,7 @@ def mended_by_map(system: System, allowed: Allowance, seed: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _Comparer:
     """Compares answers and says what follows; one for all comparisons of a re-measurement."""
 
     policy: RouterPolicy
@@ -269,7 +272,7 @@ class _Judge:
         if moved and not mended_by_map(self.after, self.allowed, self.seed):
             return "retrain", f"{moved}, and no map fitted anew would fit", None
         if moved:
-            return "refit", f"{moved}, and the confidence still ranks as before", None
+            return "refit", f"{moved}, and the confidence is not shown to rank worse", None
         return self._still_fits(by_name["gap"], found, len(new.ids))
 
     def _unreadable(self, then: Scores, now: Scores) -> str:

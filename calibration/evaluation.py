@@ -20,7 +20,7 @@ from calibration.errors import ConfigurationError, DataError
 from calibration.measures import corrected_row, cost_quality, curve, groups, guarantees, measure, routing
 from calibration.metrics.errors import BIN_SIZE
 from calibration.metrics.noise import JudgeAudit
-from calibration.records import Elicitation, Judged
+from calibration.records import Elicitation, Judged, Split
 from calibration.results import Evaluation, Example, MissingSystem, Row
 from calibration.routing.build import build_policy
 from calibration.routing.goals import Goal
@@ -114,7 +114,7 @@ def assess(
         policies={
             system.name: policy
             for system in mains
-            if (policy := _policy(system, prices, router, measured, judges.get(system.name))) is not None
+            if (policy := route(system, prices, router, measured, judges.get(system.name))) is not None
         },
         groups=tuple(row for system in mains for row in groups(system)),
         curves=tuple(curve(view) for view in views),
@@ -187,21 +187,23 @@ def _base_systems(by_way: Mapping[Elicitation, Sequence[Judged]]) -> list[System
     return [read_system("base", readout, rows) for way, rows in by_way.items() for readout in READOUTS[way]]
 
 
-def read_system(name: str, readout: Readout, judged: Sequence[Judged]) -> System:
+def read_system(name: str, readout: Readout, judged: Sequence[Judged], *, needed: Split = "test") -> System:
     """Read the confidences of one system's answers in one way, by split.
 
     Answers that were asked for in another way than the readout reads are left to other readouts. Within
     a split answers stand in the order of their question ids, so that nothing depends on the file's order.
 
     Raises:
-        DataError: No answer on the test split can be read in this way, or a question has two answers.
+        DataError: No answer on the split `needed` can be read in this way, or a question has two answers.
     """
     by_split: dict[str, list[Judged]] = {}
     for row in sorted(_asked_for(readout, judged), key=lambda row: row.question.id):
         by_split.setdefault(row.question.split, []).append(row)
     scores = {split: _scores(rows, readout) for split, rows in by_split.items()}
-    if "test" not in scores:
-        raise DataError(f"{name} must have answers on the split 'test' that {readout!r} can read; got none")
+    if needed not in scores:
+        raise DataError(
+            f"{name} must have answers on the split {needed!r} that {readout!r} can read; got none"
+        )
     rules = {row.generation.span_rule for row in _asked_for(readout, judged)}
     if len(rules) > 1:
         raise DataError(f"answers of {name} must share one span rule; got {', '.join(sorted(rules))}")
@@ -264,7 +266,7 @@ def _constant(base: System) -> System:
     return System("constant", "constant", splits)
 
 
-def _policy(
+def route(
     system: System, prices: Prices, router: Goal, measured: datetime, judge: JudgeAudit | None
 ) -> RouterPolicy | None:
     """What a router may do with a system; None when no test answer was judged.

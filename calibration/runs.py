@@ -31,7 +31,7 @@ class RunRecord(Schema):
     """What is known of a run without looking into its report."""
 
     run: Name
-    flow: Literal["calibrate", "baseline", "compare"]
+    flow: Literal["calibrate", "baseline", "compare", "remeasure", "sweep"]
     experiment: Experiment
     backend: str
     """The backend's settings, as JSON."""

@@ -143,11 +143,12 @@ def best_base(candidates: Sequence[System]) -> System:
     splits = [s for s in ("validation", "calibration") if all(s in c.scores_by_split for c in candidates)]
     if not splits:
         return candidates[0]
-    skills = [_skill_after_map(system, splits[0]) for system in candidates]
+    skills = [skill_after_map(system, splits[0]) for system in candidates]
     return candidates[int(np.argmax(skills))]
 
 
-def _skill_after_map(system: System, split: str) -> float:
+def skill_after_map(system: System, split: str) -> float:
+    """Brier skill on a split behind a Platt map; -inf where none can be fitted or 1 % cannot be read."""
     scores = system.on(split)
     if scores.usable.sum() < max(ENOUGH_TO_FIT, READABLE * scores.judged.sum()):
         return -np.inf

@@ -17,13 +17,14 @@ from calibration.artifacts import Store
 from calibration.backends import BackendConfig
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
-from calibration.config import Experiment, apply_change, explain, load_experiment
+from calibration.config import Experiment, apply_change, changed, explain, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from calibration.schema import Schema
+from calibration.variants import expand, read_values
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Begin a new run of an experiment."""
     experiment = load_experiment(_experiment_path(options.experiment), options.set)
+    if options.flow == "sweep":
+        experiment = expand(experiment, dict(map(read_values, options.over)))
     if options.dry_run:
         _print_plan(experiment, _backend(options), load_assumptions(options.assume))
         return
@@ -63,6 +66,13 @@ def resume(options: argparse.Namespace) -> None:
         record = book.read()
     options.flow, options.base = record.flow, record.baseline
     _start(options, record.experiment, _backend(options, before=json.loads(record.backend)), run=record.run)
+
+
+def remeasure(options: argparse.Namespace) -> None:
+    """Ask the system of a finished run again, and say whether its policy still holds."""
+    record = Run.find(runs_root(), options.run).read()
+    options.flow, options.base = "remeasure", record.run
+    _start(options, changed(record.experiment, options.set), run=None)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -113,7 +123,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
     from deployments.console import run_flow
 
     name = run or new_run_id(experiment.name)
-    extra = {"base": options.base} if options.flow == "compare" else {}
+    extra = {"base": options.base} if options.flow in ("compare", "remeasure") else {}
     run_flow(
         options.flow,
         {
@@ -210,12 +220,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="run an experiment")
     command.set_defaults(command=run)
     command.add_argument("experiment", help="name of a shipped experiment, or a .toml file")
-    command.add_argument("--flow", choices=["calibrate", "baseline", "compare"], default="calibrate")
+    command.add_argument("--flow", choices=["calibrate", "baseline", "compare", "sweep"], default="calibrate")
     command.add_argument(
         "--base", metavar="RUN", default="latest", help="compare: the run whose models are measured"
     )
     command.add_argument(
         "--set", metavar="SETTING=VALUE", action="append", default=[], help="methods.dpo.beta=0.3"
+    )
+    command.add_argument(
+        "--over",
+        metavar="SETTING=VALUES",
+        action="append",
+        default=[],
+        help="sweep: methods.dpo.beta=0.05,0.1,0.3",
     )
     command.add_argument("--dry-run", action="store_true", help="print stages, time and cost, run nothing")
     command.add_argument(
@@ -228,6 +245,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", help="id of the run, or latest")
     _add_execution(command)
     command.set_defaults(backend=None)
+
+    command = commands.add_parser("remeasure", help="ask the system of a run again: does its policy hold?")
+    command.set_defaults(command=remeasure)
+    command.add_argument("run", help="id of the run whose policy is followed, or latest")
+    command.add_argument(
+        "--set", metavar="SETTING=VALUE", action="append", default=[], help="data.path=new.csv"
+    )
+    _add_execution(command)
 
     command = commands.add_parser("report", help="print a run's report")
     command.set_defaults(command=report)

@@ -13,9 +13,17 @@ from rich.table import Table
 
 from calibration.results import StageRecord
 from flows.pipeline import baseline, calibrate, compare
+from flows.remeasure import remeasure
+from flows.sweep import sweep
 from tasks.journal import listening
 
-FLOWS: dict[str, Callable[..., Any]] = {"calibrate": calibrate, "baseline": baseline, "compare": compare}
+FLOWS: dict[str, Callable[..., Any]] = {
+    "calibrate": calibrate,
+    "baseline": baseline,
+    "compare": compare,
+    "remeasure": remeasure,
+    "sweep": sweep,
+}
 
 
 class Console:

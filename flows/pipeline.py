@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 from prefect import flow
@@ -22,6 +22,7 @@ from calibration.stages.baseline import Answered, Baseline, Measured
 from calibration.stages.evaluate import TrainedSystem
 from calibration.worlds.facts import World
 from tasks.data import make_data
+from tasks.drift import remember_trained
 from tasks.evaluate import draw, evaluate
 from tasks.judge import judge
 from tasks.prepare import prepare_questions, write_corpus
@@ -113,10 +114,7 @@ async def measure(
     name: str, model: Model, questions: Artifact, experiment: Experiment, on: BackendConfig
 ) -> Measured:
     """One model's answers and verdicts."""
-    weights = None
-    if model.weights is not None:
-        corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
-        weights = await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
+    weights = await weights_of(name, model, experiment, on)
     answers = [
         answer(
             Infer(questions=questions, engine=model.engine, elicitation=way, model=weights),
@@ -127,6 +125,14 @@ async def measure(
         for way in model.asked
     ]
     return Measured(model=name, weights=weights, answered=tuple(await every(answers)))
+
+
+async def weights_of(name: str, model: Model, experiment: Experiment, on: BackendConfig) -> Artifact | None:
+    """A model's weights; None for answers that were recorded elsewhere."""
+    if model.weights is None:
+        return None
+    corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
+    return await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
 
 
 async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfig) -> Answered:
@@ -159,10 +165,26 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         for name, outcome in zip(experiment.methods, outcomes, strict=True)
         if (error := failure(outcome)) is not None
     }
-    evaluation = await evaluate(
+    trained = tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem))
+    evaluation = await assess(experiment, baseline, trained, failed)
+    await publish(baseline, evaluation, await draw(evaluation))
+    if failed:
+        told = "; ".join(f"{name} failed: {in_words(error)}" for name, error in failed.items())
+        raise ExceptionGroup(told, list(failed.values()))
+
+
+async def assess(
+    experiment: Experiment,
+    baseline: Baseline,
+    trained: tuple[TrainedSystem, ...],
+    failed: Mapping[str, Exception],
+) -> Artifact:
+    """Every number of the report."""
+    remember_trained(trained)
+    return await evaluate(
         baseline,
         experiment.target_name,
-        tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
+        trained,
         {name: in_words(error) for name, error in failed.items()},
         experiment.prices,
         experiment.router,
@@ -171,16 +193,20 @@ async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: Back
         experiment.judge.version,
         experiment.judge_audit,
     )
-    await publish(baseline, evaluation, await draw(evaluation))
-    if failed:
-        told = "; ".join(f"{name} failed: {in_words(error)}" for name, error in failed.items())
-        raise ExceptionGroup(told, list(failed.values()))
 
 
 async def teach(
-    name: str, method: MethodConfig, experiment: Experiment, baseline: Baseline, on: BackendConfig
+    name: str,
+    method: MethodConfig,
+    experiment: Experiment,
+    baseline: Baseline,
+    on: BackendConfig,
+    asked: Artifact | None = None,
 ) -> TrainedSystem:
-    """One method: its data, its training, the trained model's answers and their verdicts."""
+    """One method: its data, its training, the trained model's answers and their verdicts.
+
+    `asked` are the questions that the trained model is asked; unset, all.
+    """
     target = baseline.of(experiment.target_name)
     model = experiment.models[experiment.target_name]
     data = await make_data(baseline.questions, target, method, name)
@@ -191,7 +217,7 @@ async def teach(
     await show_training(adapter, name)
     way: Elicitation = method.elicitation
     job = Infer(
-        questions=baseline.questions,
+        questions=asked or baseline.questions,
         engine=model.engine,
         elicitation=way,
         model=target.weights,
@@ -201,7 +227,7 @@ async def teach(
         name=name,
         readouts=method.readouts,
         adapter=adapter,
-        answered=await answer(job, name, experiment, on),
+        answered=await answer(job, f"{name} validation" if asked else name, experiment, on),
     )
 
 

@@ -35,10 +35,17 @@ async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -
 
 
 def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifact) -> RenderedReport:
-    store, record = Store.from_environment(), run.read()
-    judge = record.experiment.judge
+    store = Store.from_environment()
     folder = store.folder(figures)
-    info = RunInfo(
+    pictures = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    return render(load_evaluation(evaluation, store), run_info(journal, run), pictures)
+
+
+def run_info(journal: Journal, run: Run) -> RunInfo:
+    """Where the numbers of the run that is going on come from."""
+    record = run.read()
+    judge = record.experiment.judge
+    return RunInfo(
         run=record.run,
         experiment=record.experiment.name,
         seed=record.experiment.seed,
@@ -51,8 +58,6 @@ def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifac
         code=package_digest(),
         judge_protocol={"version": judge.version, "protocol": judge.identity()},
     )
-    pictures = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    return render(load_evaluation(evaluation, store), info, pictures)
 
 
 def shards_as_one(stages: Iterable[StageRecord]) -> list[StageRecord]:

@@ -31,7 +31,7 @@ REPORTED_LIBRARIES = (
 
 @contextmanager
 def recording(
-    flow: Literal["calibrate", "baseline", "compare"],
+    flow: Literal["calibrate", "baseline", "compare", "remeasure", "sweep"],
     experiment: Experiment,
     on: BackendConfig,
     run: str | None,

@@ -21,6 +21,9 @@ class Infer(Schema):
     """None for an engine that has its answers already."""
     adapter: Artifact | None = None
     """What training made, to be put on the model."""
+    asking: str = ""
+    """Which asking this is, where the same model is asked the same again; the first has no name. Answers of
+    one asking never stand for those of another."""
 
     def run(self, work: Work) -> Artifact:
         """Store one generation a question, in the questions' order."""

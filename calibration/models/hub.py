@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from pydantic import JsonValue
+
 from calibration.artifacts import file_sha256
 from calibration.errors import ConfigurationError
 from calibration.schema import Schema
@@ -28,6 +30,12 @@ class Hub(Schema):
         """Whether it is a folder of this machine."""
         return Path(self.repo).is_dir()
 
+    def identity(self) -> JsonValue:
+        """The settings; of a folder its content, not its place."""
+        if not self.is_folder:
+            return self.model_dump(mode="json")
+        return {"kind": self.kind, "files": self._digests()}
+
     def obtain(
         self,
         documents: Sequence[Document],
@@ -49,15 +57,17 @@ class Hub(Schema):
         if not self.is_folder:
             pointer = {"repo": self.repo, "revision": _download(self.repo, self.revision).name}
         else:
-            files = sorted(path for path in place.iterdir() if path.suffix in {".json", ".safetensors"})
-            if not any(path.name == "config.json" for path in files):
+            files = self._digests()
+            if "config.json" not in files:
                 raise ConfigurationError(f"{place} must hold a Hugging Face model; it has no config.json")
-            pointer = {
-                "repo": str(place.absolute()),
-                "files": {path.name: file_sha256(path) for path in files},
-            }
+            pointer = {"repo": str(place.absolute()), "files": dict(files)}
         (folder / POINTER).write_text(json.dumps(pointer, indent=1, sort_keys=True), encoding="utf-8")
         progress(1.0, self.repo)
+
+    def _digests(self) -> dict[str, JsonValue]:
+        """The sha256 of each file of a folder that makes the model."""
+        files = sorted(p for p in Path(self.repo).iterdir() if p.suffix in {".json", ".safetensors"})
+        return {path.name: file_sha256(path) for path in files}
 
     def check_access(self) -> None:
         """Ask the hub whether it would give the model, without downloading it.

@@ -123,7 +123,7 @@ def _html(evaluation: Evaluation, info: RunInfo, figures: Mapping[str, bytes]) -
     main, target = judged_rows(evaluation), target_model(evaluation)
     rows = [words.shown(row) for row in evaluation.rows]
     policy_files = name_policies(evaluation)
-    return _page().render(
+    return template("page.html.jinja").render(
         evaluation=evaluation,
         info=info,
         answers=answers(evaluation),
@@ -357,10 +357,12 @@ def _pretty(value: JsonValue) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _page() -> "Template":
-    """The template of report.html; whatever is put into it is escaped."""
+def template(name: str) -> "Template":
+    """A page to be filled; whatever is put into it is escaped."""
     from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
+    folder = files("calibration.report")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -386,5 +388,6 @@ def _page() -> "Template":
         "OUTCOMES": words.OUTCOMES,
         "policy_figures": policy_figures,
         "policy_remarks": policy_remarks,
+        "STYLE": Markup(folder.joinpath("style.css").read_text("utf-8")),  # noqa: S704 - our own
     }
-    return environment.from_string(files("calibration.report").joinpath("page.html.jinja").read_text("utf-8"))
+    return environment.from_string(folder.joinpath(name).read_text("utf-8"))

@@ -55,8 +55,8 @@ def evaluate_systems(
     )
     before = baseline.of(target)
     asked = next(a for a in before.answered if readout in READOUTS[a.elicitation])
-    origins = {"base": _origin(baseline, before.weights, asked, store)}
-    origins |= {s.name: _origin(baseline, s.adapter, s.answered, store) for s in trained}
+    origins = {"base": origin(questions, before.weights, asked, store)}
+    origins |= {s.name: origin(questions, s.adapter, s.answered, store) for s in trained}
     policies = {
         name: policy.model_copy(update={"digests": origins[name]})
         for name, policy in evaluation.policies.items()
@@ -67,11 +67,11 @@ def evaluate_systems(
         return store.keep("evaluation", draft)
 
 
-def _origin(baseline: Baseline, model: Artifact | None, answered: Answered, store: Store) -> Digests:
+def origin(questions: Artifact, model: Artifact | None, answered: Answered, store: Store) -> Digests:
     """What a system's figures were made from."""
     judges = {verdict.judge for verdict in store.load_rows(answered.verdicts, Verdict)}
     return Digests(
-        data=baseline.questions.sha256,
+        data=questions.sha256,
         model=model.sha256 if model else None,
         protocol=", ".join([PROMPTS[answered.elicitation].version, *sorted(judges)]),
     )

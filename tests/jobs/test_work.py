@@ -10,7 +10,9 @@ from calibration.engines.hf import Hf
 from calibration.engines.recorded import RecordedAnswers
 from calibration.engines.vllm import Vllm
 from calibration.jobs.infer import Infer
+from calibration.jobs.obtain import Obtain
 from calibration.jobs.work import plugins_in, work_key
+from calibration.models.hub import Hub
 from calibration.schema import Schema
 from calibration.sources.mixture import Mixture
 from calibration.sources.table import Table
@@ -97,3 +99,16 @@ def test_the_release_of_vllm_counts_where_it_is_not_installed(monkeypatch, tmp_p
         assert work_key({"x": job}) != before
     finally:
         fingerprint.module_digest.cache_clear()
+
+
+def test_a_model_folder_counts_by_its_files_and_not_by_its_place(tmp_path):
+    for name, text in (("a", "{}"), ("b", "{}"), ("c", '{"other": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    keys = [key(job=Obtain(weights=Hub(repo=str(tmp_path / name)))) for name in ("a", "b", "c")]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_answers_of_one_asking_never_stand_for_those_of_another():
+    job = Infer(questions=QUESTIONS, engine=Hf(), elicitation="plain")
+    assert key(job=job) != key(job=job.model_copy(update={"asking": "second"}))

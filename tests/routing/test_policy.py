@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from calibration.artifacts import file_sha256
 from calibration.confidence import expected, read_confidence
 from calibration.errors import DataError
 from calibration.maps import fit_histogram, fit_identity, fit_isotonic, fit_platt, fit_shift, fit_temperature
 from calibration.records import Generation
 from calibration.routing.goals import Budget, Certified, CostOptimal, Reference
-from calibration.routing.policy import FORMAT, Digests, Router, read_policy
+from calibration.routing.policy import FORMAT, Digests, Router, Staleness, read_policy
 
 ROOT = Path(__file__).parents[2]
 MAPS = (fit_identity, fit_shift, fit_temperature, fit_platt, fit_histogram, fit_isotonic)
@@ -267,3 +268,33 @@ def test_embedding_the_router_loads_nothing_heavy():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def stale(path, **changes):
+    settings = {
+        "policy": file_sha256(path),
+        "since": datetime(2026, 12, 1, tzinfo=UTC),
+        "reason": "the map no longer fits",
+        "found_by": "small-2",
+    }
+    return Staleness(**{**settings, **changes})
+
+
+def test_a_stale_policy_escalates_everything_and_says_why_until_another_takes_its_place(make, tmp_path):
+    path, now = tmp_path / "router_policy.json", datetime(2026, 12, 2, tzinfo=UTC)
+    make().write(path)
+    assert Router.load(path).decide("q", confidence=1.0, now=now).keep
+    stale(path).write(path)
+    decision = Router.load(path).decide("q", confidence=1.0, now=now)
+    assert not decision.keep
+    assert decision.reason == "the policy is stale since 2026-12-01: the map no longer fits"
+    make(lifetime=timedelta(days=30)).write(path)  # another policy: not the one that is meant
+    assert Router.load(path).decide("q", confidence=1.0, now=now).keep
+
+
+def test_a_note_on_a_policy_that_cannot_be_read_is_an_error_and_never_ignored(make, tmp_path):
+    path = tmp_path / "router_policy.json"
+    make().write(path)
+    (tmp_path / "router_policy.stale.json").write_text("{")
+    with pytest.raises(DataError, match=r"router_policy\.stale\.json must be JSON"):
+        Router.load(path)
