@@ -23,6 +23,7 @@ from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from calibration.schema import Schema
+from calibration.shared import Shared
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
@@ -114,6 +115,8 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
     on = _backend(options)
     questions = preflight(experiment)
     Store.from_environment().check_writable()
+    if shared := Shared.from_environment():
+        shared.check()
     asyncio.run(on.check(Store.from_environment()))
     if run is None:
         asyncio.run(check_models(on, experiment, questions))

@@ -5,6 +5,7 @@ runs; a record that is good only while the artifact it names is whole; a lock th
 and an entry in the run's journal.
 """
 
+import asyncio
 import inspect
 import time
 from collections.abc import Callable, Coroutine
@@ -21,8 +22,9 @@ from prefect.transactions import IsolationLevel
 from calibration.artifacts import Artifact, Store
 from calibration.errors import ArtifactError, JobError
 from calibration.jobs.work import work_key
+from calibration.shared import Shared
 from tasks.journal import current_journal
-from tasks.locks import FlockManager
+from tasks.shared import locks_of, records_of
 
 P = ParamSpec("P")
 
@@ -71,7 +73,10 @@ class WholeArtifact(Serializer):
     def loads(self, blob: bytes) -> Artifact:
         """The reference, after reading every byte it refers to."""
         artifact = Artifact.model_validate_json(blob)
-        if not Store.from_environment().is_whole(artifact):
+        store, shared = Store.from_environment(), Shared.from_environment()
+        if shared is not None:
+            return shared.get(artifact, store)
+        if not store.is_whole(artifact):
             raise ArtifactError(f"{artifact.kind} {artifact.sha256[:12]} is missing or altered")
         return artifact
 
@@ -101,8 +106,16 @@ def stage(
         function: Callable[P, Coroutine[Any, Any, Artifact]],
     ) -> Callable[P, Coroutine[Any, Any, Artifact]]:
         function.__calibration_stage__ = (modules, libraries)  # type: ignore[attr-defined]
+
+        @wraps(function)
+        async def put(*args: P.args, **kwargs: P.kwargs) -> Artifact:
+            artifact = await function(*args, **kwargs)
+            if (shared := Shared.from_environment()) is not None:
+                await asyncio.to_thread(shared.put, artifact, Store.from_environment())
+            return artifact
+
         task = Task(
-            function,
+            put,
             task_run_name=name,
             cache_policy=ByContent(),
             persist_result=True,
@@ -117,10 +130,12 @@ def stage(
             title = name.format(**inspect.signature(function).bind(*args, **kwargs).arguments)
             journal = current_journal()
             journal.start(title)
-            locks = FlockManager(Store.from_environment().root / "locks")
+            shared = Shared.from_environment()
+            locks = locks_of(Store.from_environment(), shared)
             once = task.with_options(
                 cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
                 refresh_cache=journal.wants_refresh(title),
+                result_storage=await records_of(shared),
             )
             started = time.monotonic()
             # Prefect's overload for `return_state` does not say that an async task's state is awaited.

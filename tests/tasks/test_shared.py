@@ -1,0 +1,77 @@
+"""Two machines with one place between them: what a stage made on one is found on the other."""
+
+import asyncio
+
+import pytest
+from fsspec.core import url_to_fs
+from prefect import flow
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
+from calibration.artifacts import Artifact, Store
+from tasks.journal import Journal, keeping
+from tasks.stage import stage
+
+RAN = []
+
+
+@stage("calibration.artifacts", name="write {text}")
+async def write(text: str) -> Artifact:
+    RAN.append(text)
+    store = Store.from_environment()
+    with store.draft() as draft:
+        (draft / "text").write_text(text)
+        return store.keep("text", draft)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Runs a stage on a machine of this name: what came of it, and how it ended."""
+    RAN.clear()
+
+    def run(name, text="a"):
+        @flow
+        async def around():
+            return await write(text)
+
+        monkeypatch.setenv("SLM_CALIBRATION_STORE", str(tmp_path / name))
+        cache = temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / name / "cache"})
+        with cache, keeping(Journal()) as journal:
+            artifact = asyncio.run(around())
+        return artifact, [record.state for record in journal.stages]
+
+    return run
+
+
+def test_what_was_made_on_one_machine_is_cached_on_the_other(place, machine):
+    one, states = machine("one")
+    other, cached = machine("other")
+    assert (states, cached) == (["Completed"], ["Cached"])
+    assert RAN == ["a"]
+    assert one == other
+    assert (Store.from_environment().folder(other) / "text").read_text() == "a"
+
+
+def test_without_a_place_between_them_each_makes_its_own(machine):
+    assert machine("one")[1] == machine("other")[1] == ["Completed"]
+    assert RAN == ["a", "a"]
+
+
+def test_an_artifact_altered_in_between_is_made_again_and_is_whole_for_the_third(place, machine):
+    artifact, _ = machine("one")
+    files, path = url_to_fs(f"{place}/artifacts/text/{artifact.sha256}/text")
+    files.pipe_file(path, b"wrong")
+    assert machine("other") == (artifact, ["Completed"])
+    assert machine("third") == (artifact, ["Cached"])
+    assert (Store.from_environment().folder(artifact) / "text").read_text() == "a"
+
+
+def test_neither_secrets_nor_pickle_lie_in_between(place, machine):
+    machine("one")
+    files, path = url_to_fs(place)
+    assert {name.removeprefix(path).split("/")[1] for name in files.find(path)} <= {
+        *("artifacts", "cache", "leases", "locks")
+    }
+    for name in files.find(path):
+        content = files.cat_file(name)
+        assert b"planted-3d81" not in content
+        assert b"pickle" not in content
