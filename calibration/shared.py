@@ -110,6 +110,25 @@ class Shared:
             "made it will be repeated"
         )
 
+    def note(self, key: str, artifact: Artifact) -> None:
+        """Note what came of some work."""
+        path = f"{self.url}/done/{key}.json"
+        self._make_room(path)
+        self._files.pipe_file(path, artifact.model_dump_json().encode())
+
+    def noted(self, key: str) -> Artifact | None:
+        """What came of some work, if it was ever brought to its end by someone who noted it."""
+        content = self._content(f"{self.url}/done/{key}.json")
+        if content is None:
+            return None
+        artifact = Artifact.model_validate_json(content)
+        return None if self._content(f"{self._place(artifact)}/{MANIFEST}") is None else artifact
+
+    def forget(self, key: str) -> None:
+        """Take the note away, so that the work is done again."""
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self.url}/done/{key}.json")
+
     def read(self, name: str) -> tuple[str, bytes] | None:
         """The version of a small file in the bucket, and what is in it; None if there is none."""
         try:

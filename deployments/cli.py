@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
+from calibration.backends.dask import Dask
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
 from calibration.config import Experiment, apply_change, explain, load_experiment
@@ -30,7 +31,7 @@ from deployments.doctor import check_models, findings
 from deployments.judge import add_judge, add_judge_audit
 from deployments.plan import Assumptions, load_assumptions, plan, shown
 
-BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal}
+BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal, "dask": Dask}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
