@@ -110,15 +110,22 @@ class Shared:
             "made it will be repeated"
         )
 
+    def load(self, name: str) -> bytes | None:
+        """What is in a small file; None if there is none."""
+        return self._content(f"{self.url}/{name}")
+
+    def save(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        self._make_room(f"{self.url}/{name}")
+        self._files.pipe_file(f"{self.url}/{name}", content)
+
     def note(self, key: str, artifact: Artifact) -> None:
         """Note what came of some work."""
-        path = f"{self.url}/done/{key}.json"
-        self._make_room(path)
-        self._files.pipe_file(path, artifact.model_dump_json().encode())
+        self.save(f"done/{key}.json", artifact.model_dump_json().encode())
 
     def noted(self, key: str) -> Artifact | None:
         """What came of some work, if it was ever brought to its end by someone who noted it."""
-        content = self._content(f"{self.url}/done/{key}.json")
+        content = self.load(f"done/{key}.json")
         if content is None:
             return None
         artifact = Artifact.model_validate_json(content)
@@ -135,7 +142,7 @@ class Shared:
             head = self._files.call_s3("head_object", **self._object(name))
         except FileNotFoundError:
             return None
-        return head["ETag"], self._content(f"{self.url}/{name}") or b""
+        return head["ETag"], self.load(name) or b""
 
     def replace(self, name: str, expected: str | None, content: bytes) -> str | None:
         """Write a file in the bucket if its version is the expected one, None for no file.

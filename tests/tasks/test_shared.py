@@ -1,6 +1,10 @@
 """Two machines with one place between them: what a stage made on one is found on the other."""
 
 import asyncio
+import json
+import pickle
+from base64 import b64encode
+from pathlib import Path
 
 import pytest
 from fsspec.core import url_to_fs
@@ -12,6 +16,16 @@ from tasks.journal import Journal, keeping
 from tasks.stage import stage
 
 RAN = []
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
 
 
 @stage("calibration.artifacts", name="write {text}")
@@ -75,3 +89,16 @@ def test_neither_secrets_nor_pickle_lie_in_between(place, machine):
         content = files.cat_file(name)
         assert b"planted-3d81" not in content
         assert b"pickle" not in content
+
+
+def test_a_planted_record_that_would_run_code_is_not_read(place, machine, tmp_path):
+    machine("one")
+    files, path = url_to_fs(f"{place}/cache/write")
+    [record] = files.find(path)
+    payload = b64encode(pickle.dumps(Planted(str(tmp_path / "ran")))).decode()
+    planted = json.loads(files.cat_file(record)) | {"result": payload}
+    planted["metadata"]["serializer"] = {"type": "pickle"}
+    files.pipe_file(record, json.dumps(planted).encode())
+    assert machine("other")[1] == ["Completed"]
+    assert not (tmp_path / "ran").exists()
+    assert machine("third")[1] == ["Cached"]
