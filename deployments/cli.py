@@ -168,8 +168,9 @@ def _backend(options: argparse.Namespace) -> BackendConfig:
     try:
         backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
     except ValidationError as error:
+        page = "docs/scaling.md" if options.backend == "dask" else "docs/modal.md"
         raise ConfigurationError(
-            f"--on: {explain(error, settings, BACKENDS[options.backend], see='docs/modal.md')}"
+            f"--on: {explain(error, settings, BACKENDS[options.backend], see=page)}"
         ) from error
     return backend
 
