@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
-from calibration.artifacts import Artifact, Store
+from calibration.artifacts import Store
 from calibration.backends.dask import Dask
 from calibration.backends.local import Local
 from calibration.config import Experiment
@@ -261,7 +261,7 @@ def test_a_job_that_is_cancelled_stops_on_its_machine(cluster, machines, job):
 @pytest.mark.slow
 def test_a_job_whose_orchestrator_was_killed_goes_on_and_is_found(cluster, machines, job):
     store = Store.from_environment()
-    asked = job(store)
+    asked = job(store, 600)
     with subprocess.Popen(
         [sys.executable, "-c", ORCHESTRATOR, cluster.scheduler, asked.model_dump_json()],
         cwd=ROOT,
@@ -269,14 +269,20 @@ def test_a_job_whose_orchestrator_was_killed_goes_on_and_is_found(cluster, machi
     ) as orchestrator:
         assert orchestrator.stdout.readline(), "it has told of progress"
         orchestrator.kill()
-    artifact = asyncio.run(cluster.run(asked, "orphan", store, lambda *_: None))
-    assert len(store.load_rows(artifact, Generation)) == 200
-    assert sum("orphan" in machine.begun() for machine in machines) == 1
+    [began] = [pid for machine in machines for pid in machine.jobs()]
+    seen = set()
+
+    def look(*told):
+        seen.update(pid for machine in machines for pid in machine.jobs())
+
+    artifact = asyncio.run(cluster.run(asked, "orphan", store, look))
+    assert seen == {began}, "it was joined while it ran"
+    assert len(store.load_rows(artifact, Generation)) == 600
     # Whatever is left to do for who comes later is to fetch it.
-    again = asyncio.run(cluster.run(asked, "orphan", Store(store.root.parent / "later"), lambda *_: None))
-    assert isinstance(again, Artifact)
-    assert again == artifact
-    assert sum(len(machine.begun()) for machine in machines) == 1
+    later = Store(store.root.parent / "later")
+    assert asyncio.run(cluster.run(asked, "orphan", later, look)) == artifact
+    assert seen == {began}
+    assert later.is_whole(artifact)
 
 
 def test_a_cluster_that_cannot_be_used_is_refused_with_what_to_do(monkeypatch, tmp_path):

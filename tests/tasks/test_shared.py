@@ -7,9 +7,11 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from fsspec.core import url_to_fs
 from prefect import flow
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from s3fs import S3FileSystem
 
 from calibration.artifacts import Artifact, Store
 from tasks.journal import Journal, keeping
@@ -77,6 +79,19 @@ def test_an_artifact_altered_in_between_is_made_again_and_is_whole_for_the_third
     assert machine("other") == (artifact, ["Completed"])
     assert machine("third") == (artifact, ["Cached"])
     assert (Store.from_environment().folder(artifact) / "text").read_text() == "a"
+
+
+def test_a_place_out_of_reach_is_no_reason_to_do_work_again(s3, machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLM_CALIBRATION_SHARED", f"s3://bucket/{tmp_path.name}")
+    machine("one")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(EndpointConnectionError):
+        machine("other")
+    S3FileSystem.clear_instance_cache()
+    assert RAN == ["a"]
 
 
 def test_neither_secrets_nor_pickle_lie_in_between(place, machine):
