@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
+from calibration.backends.dask import Dask
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
 from calibration.config import Experiment, apply_change, changed, explain, load_experiment
@@ -24,6 +25,7 @@ from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
 from calibration.schema import Schema
+from calibration.shared import Shared
 from calibration.variants import expand, read_values
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
@@ -32,7 +34,7 @@ from deployments.judge import add_judge, add_judge_audit
 from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
 
-BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal}
+BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal, "dask": Dask}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,6 +118,8 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
     """Check everything that can be checked cheaply, then hand over to the flow."""
     questions = preflight(experiment)
     Store.from_environment().check_writable()
+    if shared := Shared.from_environment():
+        shared.check()
     asyncio.run(on.check(Store.from_environment()))
     if run is None:
         asyncio.run(check_models(on, experiment, questions))
@@ -175,8 +179,9 @@ def _backend(options: argparse.Namespace, before: dict[str, Any] | None = None) 
     try:
         backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
     except ValidationError as error:
+        page = "docs/scaling.md" if settings["kind"] == "dask" else "docs/modal.md"
         raise ConfigurationError(
-            f"--on: {explain(error, settings, BACKENDS[settings['kind']], see='docs/modal.md')}"
+            f"--on: {explain(error, settings, BACKENDS[settings['kind']], see=page)}"
         ) from error
     return backend
 

@@ -5,6 +5,7 @@ runs; a record that is good only while the artifact it names is whole; a lock th
 and an entry in the run's journal.
 """
 
+import asyncio
 import inspect
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -27,8 +28,9 @@ from calibration.artifacts import Artifact, Store
 from calibration.errors import ArtifactError, JobError
 from calibration.jobs.work import work_key
 from calibration.schema import Schema
+from calibration.shared import Shared
 from tasks.journal import current_journal
-from tasks.locks import FlockManager
+from tasks.shared import locks_of, records_of
 
 P = ParamSpec("P")
 
@@ -159,8 +161,16 @@ def stage(
         function: Callable[P, Coroutine[Any, Any, Artifact]],
     ) -> Callable[P, Coroutine[Any, Any, Artifact]]:
         function.__calibration_stage__ = (modules, libraries)  # type: ignore[attr-defined]
+
+        @wraps(function)
+        async def put(*args: P.args, **kwargs: P.kwargs) -> Artifact:
+            artifact = await function(*args, **kwargs)
+            if (shared := Shared.from_environment()) is not None:
+                await asyncio.to_thread(shared.put, artifact, Store.from_environment())
+            return artifact
+
         task = Task(
-            function,
+            put,
             task_run_name=name,
             cache_policy=ByContent(),
             persist_result=True,
@@ -177,11 +187,12 @@ def stage(
             title = name.format(**bound.arguments)
             journal = current_journal()
             journal.start(title)
-            locks = FlockManager(Store.from_environment().root / "locks")
-            is_refreshed = journal.wants_refresh(title)
+            shared, is_refreshed = Shared.from_environment(), journal.wants_refresh(title)
+            locks = locks_of(Store.from_environment(), shared)
             once = task.with_options(
                 cache_policy=ByContent(lock_manager=locks, isolation_level=IsolationLevel.SERIALIZABLE),
                 refresh_cache=is_refreshed,
+                result_storage=await records_of(shared),
             )
             started = time.monotonic()
             with _looking() as finding:

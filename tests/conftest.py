@@ -21,6 +21,38 @@ def own_folders(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def s3():
+    """A service that speaks S3, with a bucket, and who may enter; its address is in the environment."""
+    from fsspec import filesystem
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "planted-3d81")
+        filesystem("s3").mkdir("bucket")
+        yield
+    server.stop()
+
+
+@pytest.fixture(params=["bucket", "folder"])
+def place(request, monkeypatch, tmp_path):
+    """A place that machines share, of either kind; its address is in the environment."""
+    if request.param == "bucket":
+        request.getfixturevalue("s3")
+        url = f"s3://bucket/{tmp_path.name}"
+    else:
+        (tmp_path / "mounted").mkdir()
+        url = f"file://{tmp_path}/mounted"
+    monkeypatch.setenv("SLM_CALIBRATION_SHARED", url)
+    return url
+
+
+@pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """Folder of a Gemma-2 with random weights, whose tokens are single bytes."""
     import torch

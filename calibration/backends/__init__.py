@@ -5,12 +5,13 @@ from typing import Annotated, Protocol
 from pydantic import Field
 
 from calibration.artifacts import Artifact, Store
+from calibration.backends.dask import Dask
 from calibration.backends.local import Local
 from calibration.backends.modal import Modal
 from calibration.jobs import Job
 from calibration.jobs.work import Progress
 
-BackendConfig = Annotated[Local | Modal, Field(discriminator="kind")]
+BackendConfig = Annotated[Local | Modal | Dask, Field(discriminator="kind")]
 """Every backend that a run can be given."""
 
 
