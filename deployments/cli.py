@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | calls | ...`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | ui | ...`."""
 
 import argparse
 import asyncio
@@ -28,6 +28,7 @@ from deployments.calls import cancelled, listed
 from deployments.doctor import check_models, findings
 from deployments.judge import add_judge, add_judge_audit
 from deployments.plan import Assumptions, load_assumptions, plan, shown
+from deployments.ui import add_ui
 
 BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal}
 
@@ -233,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("runs", help="list the runs")
     command.set_defaults(command=runs)
+
+    add_ui(commands.add_parser("ui", help="serve everything in the Prefect UI, on this machine"))
 
     add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 
