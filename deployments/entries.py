@@ -18,7 +18,7 @@ from calibration.config import Experiment
 from calibration.preflight import preflight
 from calibration.runs import Run, runs_root
 from deployments.doctor import check_models
-from deployments.forms import EXPERIMENTS, FOLDER, HERE, Changes, Form, Place, backend_of, experiment_of
+from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Place, Usual, backend_of, experiment_of
 from flows import pipeline
 
 Shipped = Annotated[str, Field(json_schema_extra={"title": "Experiment", "enum": list(EXPERIMENTS)})]
@@ -29,7 +29,7 @@ Base = Annotated[str, Field(json_schema_extra={"title": "Measured run"})]
 RunName = Annotated[str, Field(json_schema_extra={"title": "Run to continue"})]
 Refresh = Annotated[str, Field(json_schema_extra={"title": "Repeat"})]
 
-NOTHING = Changes()
+NOTHING, HERE = Changes(), Usual()
 
 
 @flow(name="calibrate", flow_run_name="calibrate {experiment}")

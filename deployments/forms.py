@@ -7,17 +7,19 @@ plug-in shows up here without an edit, under the description that stands below i
 
 import re
 import types
+from dataclasses import dataclass
 from functools import cache, reduce
 from importlib.resources import files
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import MinLen
 from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
@@ -26,10 +28,10 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import SkipJsonSchema
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+from pydantic_core import CoreSchema
 
 from calibration.backends import BackendConfig
-from calibration.backends.local import Local
 from calibration.config import Experiment, Name, explain, load_experiment
 from calibration.errors import ConfigurationError
 from calibration.schema import Schema
@@ -63,13 +65,10 @@ def title_of(name: str) -> str:
 
 def _shown(schema: JsonDict) -> None:
     """What a form can show: no default "open", a choice of one instead of a constant, names of choices."""
-    properties = schema["properties"]
-    assert isinstance(properties, dict)  # noqa: S101 - the schema of a model
-    for field in properties.values():
-        assert isinstance(field, dict)  # noqa: S101
+    for field in cast("dict[str, Any]", schema["properties"]).values():
         if field.get("default", ...) is None:
             del field["default"]
-        choices: Any = field.get("anyOf", [])
+        choices = field.get("anyOf", [])
         for choice in choices:
             if "$ref" not in choice:
                 choice.setdefault("title", str(choice.get("const", choice["type"])))
@@ -78,6 +77,43 @@ def _shown(schema: JsonDict) -> None:
                 part["enum"] = [part.pop("const")]
             if "exclusiveMinimum" in part:  # browsers know minima only
                 part["minimum"] = part["exclusiveMinimum"]
+
+
+def _lenient(schema: JsonDict) -> None:
+    """Let everything pass: what is wrong with a choice is found by the rules of that choice, see `Tabs`."""
+    _shown(schema)
+    del schema["additionalProperties"]
+    schema["properties"] = {
+        name: {key: value for key, value in field.items() if key != "pattern"}
+        for name, field in cast("dict[str, JsonDict]", schema["properties"]).items()
+    }
+
+
+@dataclass(frozen=True)
+class Tabs:
+    """Makes forms choose by tabs and check by kind.
+
+    "Not valid under any of the given schemas" is all that a mere union would say of what is wrong in it. So
+    the first choice lets everything pass, and a rule for each kind says what is wrong.
+    """
+
+    kinds: tuple[str, ...] = ()
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The choices, and their rules beside them."""
+        schema = handler(core)
+        choices = schema.pop("oneOf", None) or schema.pop("anyOf")
+        rules = choices[1:]
+        if self.kinds:
+            rules = [_if_kind(kind, rule) for kind, rule in zip(self.kinds, rules, strict=True)]
+            rules.append({"properties": {"kind": {"enum": list(self.kinds)}}})
+        return schema | {"anyOf": choices, "allOf": rules}
+
+
+def _if_kind(kind: str, rule: JsonSchemaValue) -> JsonSchemaValue:
+    return {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": rule}
 
 
 class Form(Schema):
@@ -90,17 +126,29 @@ class Form(Schema):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
-class Unchanged(Form):
-    """As in the experiment."""
-
-    model_config = ConfigDict(title="Unchanged")
-
-
 class Named(Form):
     """An entry of what is a table by name in an experiment."""
 
     name: Name = Field(title="Name")
     """What it is called; a name that the experiment knows changes what it has there."""
+
+
+class Unchanged(Form):
+    """As in the experiment."""
+
+    model_config = ConfigDict(title="Unchanged", json_schema_extra=_lenient)
+
+
+class NamedUnchanged(Named):
+    """As in the experiment."""
+
+    model_config = ConfigDict(title="Unchanged", json_schema_extra=_lenient)
+
+
+class Usual(Form):
+    """On this machine, with half of its cores for each job."""
+
+    model_config = ConfigDict(title="As usual", json_schema_extra=_lenient)
 
 
 class NamedValue(Named):
@@ -150,7 +198,7 @@ def _open(kind: Any) -> Any:  # noqa: ANN401 - a type as it is written in an ann
         return tuple[_entry(parts[1]), ...]  # type: ignore[misc]
     if origin is tuple:
         return tuple[_open(parts[0]), ...]  # type: ignore[misc]
-    return Unchanged | form_of(kind) if _is_settings(kind) else kind
+    return Annotated[Unchanged | form_of(kind), Tabs()] if _is_settings(kind) else kind
 
 
 def _choice(parts: list[Any]) -> Any:  # noqa: ANN401
@@ -159,7 +207,7 @@ def _choice(parts: list[Any]) -> Any:  # noqa: ANN401
         return _open(parts[0])
     if not all(map(_is_settings, parts)):
         return reduce(or_, map(_open, parts))
-    return _tabs([form_of(part) for part in parts], {OPEN: Unchanged})
+    return _tabs([form_of(part) for part in parts], Unchanged)
 
 
 def _entry(kind: Any) -> Any:  # noqa: ANN401
@@ -168,13 +216,13 @@ def _entry(kind: Any) -> Any:  # noqa: ANN401
     if not all(map(_is_settings, parts)):
         return create_model("NamedValue", __base__=NamedValue, value=(kind, Field(title="Value")))
     forms = [form_of(part, Named) for part in parts]
-    return forms[0] if len(forms) == 1 else _tabs(forms, {})
+    return forms[0] if len(forms) == 1 else _tabs(forms, NamedUnchanged)
 
 
-def _tabs(forms: list[type[Form]], first: dict[str, type[Form]]) -> Any:  # noqa: ANN401
-    tagged = first | {_kind(form): form for form in forms}
+def _tabs(forms: list[type[Form]], first: type[Form]) -> Any:  # noqa: ANN401
+    tagged = {OPEN: first} | {_kind(form): form for form in forms}
     union = reduce(or_, (Annotated[form, Tag(tag)] for tag, form in tagged.items()))
-    return Annotated[union, Discriminator(_tag)]
+    return Annotated[union, Discriminator(_tag), Tabs(tuple(tagged)[1:])]
 
 
 def _kind(settings: type[Schema]) -> str:
@@ -226,9 +274,9 @@ def _is_name(form: Schema, field: str) -> bool:
 Changes: Any = form_of(Experiment, title="Changes")
 """What is to differ from the experiment."""
 
-Place: Any = _tabs([form_of(kind) for kind in get_args(get_args(BackendConfig)[0])], {})
+BACKENDS = get_args(get_args(BackendConfig)[0])
+Place: Any = _tabs([form_of(kind) for kind in BACKENDS], Usual)
 """Where heavy work runs."""
-HERE = form_of(Local)()
 
 
 def experiment_of(path: Path, changes: Form) -> Experiment:
@@ -247,8 +295,8 @@ def experiment_of(path: Path, changes: Form) -> Experiment:
 
 def backend_of(place: Form) -> BackendConfig:
     """The backend that was asked for."""
-    settings = filled_in({}, place)
-    kind = next(kind for kind in get_args(get_args(BackendConfig)[0]) if _kind(kind) == settings["kind"])
+    settings = {"kind": "local"} | filled_in({}, place)
+    kind = next(kind for kind in BACKENDS if _kind(kind) == settings["kind"])
     backend: BackendConfig = _checked(settings, kind, "on", "docs/modal.md")
     return backend
 
