@@ -1,5 +1,6 @@
 """The base of every setting and record: frozen, strict, and described by its own source."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -27,6 +28,21 @@ class Schema(BaseModel):
         """What decides the result of work done with this value, as JSON.
 
         Cache keys are made from it. A setting that points at outside content (a file) overrides this
-        to name the content instead of the place.
+        to name the content instead of the place; whatever holds the setting asks it.
         """
-        return self.model_dump(mode="json")
+        dumped = self.model_dump(mode="json")
+        return {name: _identity(getattr(self, name), told) for name, told in dumped.items()}
+
+
+def _identity(value: object, dumped: JsonValue) -> JsonValue:
+    """A field's value as JSON, with the identity of each setting in it in place of its fields."""
+    if isinstance(value, Schema):
+        return value.identity()
+    if isinstance(value, Mapping) and isinstance(dumped, dict):
+        return {
+            name: _identity(inner, told)
+            for inner, (name, told) in zip(value.values(), dumped.items(), strict=True)
+        }
+    if isinstance(value, list | tuple) and isinstance(dumped, list):
+        return [_identity(inner, told) for inner, told in zip(value, dumped, strict=True)]
+    return dumped

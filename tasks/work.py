@@ -9,14 +9,17 @@ from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
 from calibration.jobs.train import Train
 from calibration.jobs.work import work_key
+from tasks.journal import current_journal
 from tasks.progress import reporting
 from tasks.stage import stage
 
 
 async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> Artifact:
-    key = work_key({"job": job})
+    key, store = work_key({"job": job}), Store.from_environment()
+    if current_journal().wants_refresh(title):
+        await on.forget(key, store)
     async with reporting(title) as progress:
-        return await on.run(job, key, Store.from_environment(), progress)
+        return await on.run(job, key, store, progress)
 
 
 @stage("calibration.jobs.obtain", name="obtain {label}")

@@ -507,6 +507,13 @@ class FakeModal:
         ]
         return pb.VolumeGetFile2Response(get_urls=urls, size=size, start=0, len=size)
 
+    def VolumeRemoveFile(self, request):
+        place = self.volumes[request.volume_id] / request.path
+        if not place.is_file():
+            raise GRPCError(Status.NOT_FOUND, f"no file {request.path}")
+        place.unlink()
+        return Empty()
+
     def BlobCreate(self, _):
         identifier = f"bl-{next(self.numbers)}"
         urls = pb.UploadUrlList(items=[f"{self.http}/blob/{identifier}"])

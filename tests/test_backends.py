@@ -74,6 +74,15 @@ def test_finished_work_is_not_done_again(store, random_model):
     assert notes == []
 
 
+def test_forgotten_work_is_done_again(store, random_model):
+    job, notes = asking(store, random_model), []
+    artifact = run(job, store)
+    for _ in range(2):  # the second time there is nothing to forget
+        asyncio.run(Local().forget("key", store))
+    assert run(job, store, notes=notes) == artifact
+    assert notes != []
+
+
 def test_finished_work_whose_result_is_gone_is_done_again(store, random_model):
     job = asking(store, random_model)
     artifact = run(job, store)

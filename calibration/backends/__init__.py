@@ -20,6 +20,9 @@ class Backend(Protocol):
     async def check(self, store: Store) -> None:
         """Raise what can be known to be wrong before anything is run, let alone paid for."""
 
+    async def forget(self, key: str, store: Store) -> None:
+        """Forget what came of this work, so that `run` does it again; what is under way goes on."""
+
     async def run(self, job: Job, key: str, store: Store, progress: Progress) -> Artifact:
         """Do the work and return what it stored.
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from calibration import errors
 from calibration.artifacts import Artifact, Store
+from calibration.backends.worker import forget
 from calibration.errors import JobError
 from calibration.jobs.work import Progress
 from calibration.schema import Schema
@@ -30,6 +31,10 @@ class Local(Schema):
 
     async def check(self, store: Store) -> None:
         """This machine is there."""
+
+    async def forget(self, key: str, store: Store) -> None:
+        """Forget what came of this work."""
+        forget(store, key)
 
     async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
         """Start a worker process, pass its progress on, and return what it stored."""

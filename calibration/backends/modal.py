@@ -111,6 +111,12 @@ class Modal(Schema):
                         await _uninterrupted(self.cancel(call, store))
                 raise
 
+    async def forget(self, key: str, store: Store) -> None:
+        """Forget what came of this work, here and there; a call that is open is the new work."""
+        await Local().forget(key, store)
+        if Ledger(store).find(key) is None:
+            await self._patiently(lambda: self._remote().forget(key))
+
     async def check(self, store: Store) -> None:
         """Raise what would keep a job from running."""
         await self.check_deployment()

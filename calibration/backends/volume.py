@@ -64,6 +64,11 @@ class Remote:
             return await self.get(Artifact.model_validate_json(marker), store)
         return None
 
+    async def forget(self, key: str) -> None:
+        """Take away the note of what came of this work."""
+        with suppress(FileNotFoundError):
+            await self.volume.remove_file.aio(f"scratch/{key}/{DONE}")
+
     async def sign(self, key: str) -> Sign:
         """The last sign of life of this work."""
         sign = await self._read(f"scratch/{key}/{SIGN}")

@@ -56,6 +56,11 @@ def finish(store: Store, key: str, artifact: Artifact) -> None:
     draft.rename(draft.with_name(DONE))
 
 
+def forget(store: Store, key: str) -> None:
+    """Take the note away, so that the work is done again; checkpoints of unfinished work stay."""
+    (store.scratch(key) / DONE).unlink(missing_ok=True)
+
+
 def _speaker() -> Callable[[object], None]:
     """A writer to the parent; whatever libraries print goes to the log instead."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")

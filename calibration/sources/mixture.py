@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from calibration.errors import DataError
 from calibration.records import Question
@@ -34,11 +34,6 @@ class Mixture(Schema):
         if set(self.shift) == set(self.sets):
             raise ValueError("data.shift must leave a set to learn from; got all of them")
         return self
-
-    def identity(self) -> JsonValue:
-        """What the sets hold."""
-        sets = {name: own.identity() for name, own in self.sets.items()}
-        return {"kind": self.kind, "sets": sets, "shift": list(self.shift)}
 
     def questions(self) -> list[Question]:
         """The questions of one set after the other.

@@ -167,6 +167,18 @@ def test_finished_work_whose_result_was_lost_or_altered_is_done_again(harm, clou
     assert len(cloud.calls) == 2
 
 
+def test_forgotten_work_is_done_again_but_what_is_under_way_goes_on(cloud, store, hub, fetching, begun):
+    job, call = begun("acme/forgotten", "forgotten")
+    asyncio.run(ON.forget("forgotten", store))
+    hub.open.set()
+    run(job, store, "forgotten")
+    assert list(cloud.calls.values()) == [call]
+    for _ in range(2):  # the second time there is nothing to forget
+        asyncio.run(ON.forget("forgotten", store))
+    run(job, store, "forgotten")
+    assert len(cloud.calls) == 2
+
+
 def test_a_job_runs_once_although_its_orchestrator_is_killed(cloud, store, hub, begun):
     job, call = begun("acme/once", "once")
     hub.open.set()

@@ -12,6 +12,7 @@ from calibration.config import Experiment
 from calibration.runs import Run, runs_root
 from deployments.judge import table as write_verdicts
 from flows.pipeline import baseline, calibrate, compare
+from tasks.journal import listening
 
 QUICK = {"epochs": 1, "learning_rate": 1e-3}
 EXPERIMENT = {
@@ -131,6 +132,30 @@ def test_a_changed_setting_of_one_method_repeats_that_method_only(whole):
     assert repeated <= {"data dpo", "train dpo", "infer dpo stated", "judge dpo stated", "evaluate", "draw"}
     assert "train dpo" in repeated
     assert stages["train implicit"] == stages["infer implicit plain"] == "Cached"
+
+
+class Told:
+    """Remembers which stages were seen at work; a result that is found makes no progress."""
+
+    def __init__(self):
+        self.stages = set()
+
+    def started(self, stage):
+        pass
+
+    def ended(self, record):
+        pass
+
+    def progressed(self, stage, fraction, note):
+        self.stages.add(stage)
+
+
+def test_a_refreshed_stage_does_its_work_again_and_no_other_does(whole):
+    told = Told()
+    with listening(told):
+        _, _, stages = run(calibrate, experiment(), refresh="train dpo")
+    assert told.stages == {"train dpo"}
+    assert {name for name, state in stages.items() if state != "Cached"} == {"train dpo"}
 
 
 def test_a_method_that_fails_leaves_the_other_whole_and_is_named_in_the_report(whole):

@@ -7,10 +7,13 @@ from calibration import fingerprint
 from calibration.artifacts import Artifact
 from calibration.engines import vllm
 from calibration.engines.hf import Hf
+from calibration.engines.recorded import RecordedAnswers
 from calibration.engines.vllm import Vllm
 from calibration.jobs.infer import Infer
 from calibration.jobs.work import plugins_in, work_key
 from calibration.schema import Schema
+from calibration.sources.mixture import Mixture
+from calibration.sources.table import Table
 
 QUESTIONS = Artifact(kind="questions", sha256="0" * 64)
 
@@ -39,6 +42,22 @@ def test_equal_inputs_have_one_key_whatever_their_order():
 )
 def test_any_difference_makes_another_key(other):
     assert key(a=1, b=Setting()) != key(**other)
+
+
+def test_a_setting_inside_another_counts_by_what_it_says_it_is(tmp_path):
+    file = tmp_path / "answers.csv"
+    file.write_text("id,question,response,tokens,logprobs\nq,why?,x,['x'],[-0.1]\n")
+    engine = RecordedAnswers(path=file, logprobs="logprobs")
+
+    def job(engine):
+        return work_key({"job": Infer(questions=QUESTIONS, engine=engine, elicitation="plain")})
+
+    before, nested = job(engine), work_key({"a": {"b": [Mixture(sets={"one": Table(path=file)})]}})
+    moved = file.rename(tmp_path / "moved.csv")
+    assert job(engine.model_copy(update={"path": moved})) == before
+    assert work_key({"a": {"b": [Mixture(sets={"one": Table(path=moved)})]}}) == nested
+    moved.write_text(moved.read_text().replace("-0.1", "-0.2"))
+    assert job(engine.model_copy(update={"path": moved})) != before
 
 
 def test_code_and_libraries_are_part_of_the_key():
