@@ -48,14 +48,14 @@ async def calibrate(
         changes: What is to differ from it. Whatever is left open stays as the experiment has it.
         on: Where the heavy work runs; does not change the numbers.
         file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, which then goes on; left open, a new one begins.
+        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
         refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
 
     Returns:
         The id of the run.
     """
     chosen, where = await _checked(file or experiment, changes, on)
-    return await pipeline.calibrate.fn(chosen, where, run or None, refresh or None)
+    return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
 
 @flow(name="baseline", flow_run_name="baseline {experiment}")
@@ -74,14 +74,14 @@ async def baseline(
         changes: What is to differ from it. Whatever is left open stays as the experiment has it.
         on: Where the heavy work runs; does not change the numbers.
         file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, which then goes on; left open, a new one begins.
+        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
         refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
 
     Returns:
         The id of the run.
     """
     chosen, where = await _checked(file or experiment, changes, on)
-    return await pipeline.baseline.fn(chosen, where, run or None, refresh or None)
+    return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
 
 @flow(name="compare", flow_run_name="compare {experiment}")
@@ -102,7 +102,7 @@ async def compare(
         changes: What is to differ from it. Whatever is left open stays as the experiment has it.
         on: Where the heavy work runs; does not change the numbers.
         file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, which then goes on; left open, a new one begins.
+        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
         refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
 
     Returns:
@@ -110,7 +110,12 @@ async def compare(
     """
     chosen, where = await _checked(file or experiment, changes, on)
     measured = Run.find(runs_root(), base).folder.name
-    return await pipeline.compare.fn(chosen, measured, where, run or None, refresh or None)
+    return await pipeline.compare.fn(chosen, measured, where, _earlier(run), refresh or None)
+
+
+def _earlier(run: str) -> str | None:
+    """The id of an earlier run; None when none was named."""
+    return Run.find(runs_root(), run).folder.name if run else None
 
 
 async def _checked(experiment: str, changes: Form, on: Form) -> tuple[Experiment, BackendConfig]:

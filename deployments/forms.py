@@ -214,7 +214,9 @@ def _entry(kind: Any) -> Any:  # noqa: ANN401
     """The type of an entry in a list of what is a table by name."""
     parts = get_args(get_args(kind)[0]) if get_origin(kind) is Annotated else (kind,)
     if not all(map(_is_settings, parts)):
-        return create_model("NamedValue", __base__=NamedValue, value=(kind, Field(title="Value")))
+        return create_model(
+            "NamedValue", __base__=NamedValue, value=(kind, Field(title="Value", description="What it is."))
+        )
     forms = [form_of(part, Named) for part in parts]
     return forms[0] if len(forms) == 1 else _tabs(forms, NamedUnchanged)
 

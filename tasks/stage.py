@@ -6,16 +6,20 @@ and an entry in the run's journal.
 """
 
 import inspect
+import json
 import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
+from prefect.logging import get_logger
 from prefect.serializers import Serializer
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.transactions import IsolationLevel
 
 from calibration.artifacts import Artifact, Store
@@ -45,7 +49,9 @@ class ByContent(CachePolicy):
     ) -> str:
         """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
         del flow_parameters, kwargs
-        return f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        key = f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
+        refuse_foreign(Path(PREFECT_LOCAL_STORAGE_PATH.value()) / key)
+        return key
 
 
 def stage_key(function: Callable[..., object], inputs: dict[str, object]) -> str:
@@ -74,6 +80,22 @@ class WholeArtifact(Serializer):
         if not Store.from_environment().is_whole(artifact):
             raise ArtifactError(f"{artifact.kind} {artifact.sha256[:12]} is missing or altered")
         return artifact
+
+
+def refuse_foreign(record: Path) -> None:
+    """Remove a record that is not of our making, before Prefect reads it.
+
+    A record names what is to load it, so that of a stranger could have a pickle loaded, and with it run code.
+    """
+    try:
+        named = json.loads(record.read_bytes())["metadata"]["serializer"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        named = None
+    if named != WholeArtifact().model_dump():
+        record.unlink(missing_ok=True)
+        get_logger(__name__).warning("%s was not written by this pipeline; the stage runs again", record)
 
 
 def has_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
