@@ -1,6 +1,10 @@
 """Registers every deployment and runs what is asked of it, here, until it is stopped."""
 
+import asyncio
+from contextlib import suppress
+
 from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import TerminationSignal
 from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
@@ -8,8 +12,13 @@ from prefect.types.entrypoint import EntrypointType
 from deployments.entries import ENTRIES, Entry
 
 
-async def serve_all(address: str) -> None:
-    """Say where to click, and serve until Ctrl-C."""
+def serve_all(address: str) -> None:
+    """Say where to click, and serve until Ctrl-C or a polite kill."""
+    with suppress(KeyboardInterrupt, TerminationSignal):
+        asyncio.run(_serve(address))
+
+
+async def _serve(address: str) -> None:
     runner = Runner(name="slm-calibration")
     forms = [await runner.aadd_deployment(await deployed(entry)) for entry in ENTRIES]
     print(f"Prefect UI: {address}")

@@ -1,16 +1,16 @@
 """`slm-calibration ui`: a Prefect server on this machine, and every deployment served from here."""
 
 import argparse
-import asyncio
 import base64
 import os
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -37,11 +37,11 @@ def ui(options: argparse.Namespace) -> None:
     url = _address(options.port)
     _set_prefect_environment(url)
     Store.from_environment().check_writable()
-    with _server(url):
+    with suppress(KeyboardInterrupt), _server(url):
         # Prefect reads its settings when it is imported, so it is imported after they are made.
         from deployments.serving import serve_all
 
-        asyncio.run(serve_all(url.removesuffix("/api")))
+        serve_all(url.removesuffix("/api"))
 
 
 def _address(port: int | None) -> str:
@@ -148,7 +148,7 @@ def _is_prefect(url: str) -> bool:
             ) from error
         raise ConfigurationError(_taken(url)) from error
     except urllib.error.URLError as error:
-        if isinstance(error.reason, ConnectionRefusedError):
+        if isinstance(error.reason, ConnectionRefusedError | socket.gaierror):
             return False
         raise ConfigurationError(_taken(url)) from error
     except (OSError, HTTPException) as error:

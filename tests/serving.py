@@ -65,13 +65,13 @@ class Served:
 
     def call(self, path, body=None, *, has_key=True):
         """What the API answers; an error is its code and its text."""
-        request = urllib.request.Request(
+        request = urllib.request.Request(  # noqa: S310
             f"{self.address}/api{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"} | (self.key if has_key else {}),
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -80,6 +80,12 @@ class Served:
         """Start a run as the UI does."""
         path = f"/deployments/{self.deployments[deployment]}/create_flow_run"
         return self.call(path, {"parameters": parameters})
+
+    def started(self, deployment, **parameters):
+        """The id of a run that was started."""
+        answer = self.start(deployment, **parameters)
+        assert isinstance(answer, dict), answer
+        return answer["id"]
 
     def ended(self, flow_run, seconds=300):
         """The last state of a run and the states of its stages."""

@@ -57,14 +57,14 @@ def test_three_lines_say_where_to_click(served):
 
 @pytest.mark.slow
 def test_a_run_from_the_form_and_one_from_the_command_line_share_every_stage(served):
-    state, stages = served.ended(served.start("calibrate", file="recorded.toml")["id"])
+    state, stages = served.ended(served.started("calibrate", file="recorded.toml"))
     assert state["name"] == "Completed", state["message"]
     assert "Cached" not in stages.values()
     done = served.run("run", "recorded.toml")
     assert done.returncode == 0, done.stderr
     book = json.loads((served.folder / "runs" / "latest" / "report.json").read_text())
     assert {stage["state"] for stage in book["stages"]} == {"Cached"}
-    _, again = served.ended(served.start("calibrate", file="recorded.toml")["id"])
+    _, again = served.ended(served.started("calibrate", file="recorded.toml"))
     assert {name for name, state in again.items() if state == "Cached"} >= {"evaluate", "draw"}
     assert len(list((served.folder / "runs").glob("*/report.html"))) == 4  # and one is `latest`
 
@@ -87,7 +87,7 @@ def test_what_is_impossible_is_refused_by_the_server_with_a_sentence(served):
     ],
 )
 def test_what_only_the_whole_experiment_can_tell_fails_before_any_stage(served, parameters, sentence):
-    state, stages = served.ended(served.start("calibrate", **parameters)["id"])
+    state, stages = served.ended(served.started("calibrate", **parameters))
     assert state["name"] == "Failed"
     assert sentence in state["message"]
     assert "\n" not in state["message"]
@@ -96,7 +96,73 @@ def test_what_only_the_whole_experiment_can_tell_fails_before_any_stage(served, 
 
 @pytest.mark.slow
 def test_the_methods_of_another_run_need_one_that_is_there(served):
-    state, _ = served.ended(served.start("compare", base="nobody", file="recorded.toml")["id"])
+    state, _ = served.ended(served.started("compare", base="nobody", file="recorded.toml"))
+    assert "run must be one of" in state["message"]
+    assert "got 'nobody'" in state["message"]
+
+
+@pytest.mark.slow
+def test_a_second_command_uses_the_server_that_is_there(served):
+    (served.folder / "second").mkdir()
+    with subprocess.Popen(
+        [COMMAND, "ui", "--port", str(served.port)],
+        cwd=served.folder / "second",
+        env=served.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as other:
+        said = [other.stdout.readline() for _ in range(3)]
+        other.send_signal(signal.SIGINT)
+        assert other.wait(timeout=60) == 0
+    assert said[0] == f"Prefect UI: {served.address}"
+    assert f"{served.address}/v2/deployments/deployment/{served.deployments['calibrate']}/run" in said[1]
+    assert "pocket" in said[1]
+    assert said[2].startswith("Ctrl-C ends it")
+
+
+@pytest.mark.slow
+def test_a_run_from_the_form_and_one_from_the_command_line_share_every_stage(served):
+    state, stages = served.ended(served.started("calibrate", file="recorded.toml"))
+    assert state["name"] == "Completed", state["message"]
+    assert "Cached" not in stages.values()
+    done = served.run("run", "recorded.toml")
+    assert done.returncode == 0, done.stderr
+    book = json.loads((served.folder / "runs" / "latest" / "report.json").read_text())
+    assert {stage["state"] for stage in book["stages"]} == {"Cached"}
+    _, again = served.ended(served.started("calibrate", file="recorded.toml"))
+    assert {name for name, state in again.items() if state == "Cached"} >= {"evaluate", "draw"}
+    assert len(list((served.folder / "runs").glob("*/report.html"))) == 4  # and one is `latest`
+
+
+@pytest.mark.slow
+def test_what_is_impossible_is_refused_by_the_server_with_a_sentence(served):
+    code, answer = served.start("calibrate", changes={"data": {"kind": "world", "entities_per_topic": 1}})
+    assert code == 409
+    assert "1 is less than the minimum of 4" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"changes": {"splits": {"train": 0.9}}}, "split fractions must sum to 1"),
+        ({"file": "nothing.toml"}, "nothing.toml must be an experiment; No such file"),
+        ({"experiment": "gemma2-nq"}, "nq_gemma2_0_shot_test.csv.gz"),
+        ({"file": "recorded.toml", "run": "no-such-run"}, "run must be one of"),
+    ],
+)
+def test_what_only_the_whole_experiment_can_tell_fails_before_any_stage(served, parameters, sentence):
+    state, stages = served.ended(served.started("calibrate", **parameters))
+    assert state["name"] == "Failed"
+    assert sentence in state["message"]
+    assert "\n" not in state["message"]
+    assert stages == {}
+
+
+@pytest.mark.slow
+def test_the_methods_of_another_run_need_one_that_is_there(served):
+    state, _ = served.ended(served.started("compare", base="nobody", file="recorded.toml"))
     assert "run must be one of" in state["message"]
     assert "got 'nobody'" in state["message"]
 
@@ -178,7 +244,7 @@ def test_with_an_auth_string_strangers_are_refused_and_runs_go_on(tmp_path):
         assert served.call("/flow_runs/filter", {}, has_key=False)[0] == 401
         wrong = refused(tmp_path, served.port, PREFECT_API_AUTH_STRING="somebody:else")
         assert "PREFECT_API_AUTH_STRING must be what the server" in wrong
-        state, _ = served.ended(served.start("calibrate", file="recorded.toml")["id"])
+        state, _ = served.ended(served.started("calibrate", file="recorded.toml"))
         assert state["name"] == "Completed", state["message"]
         done = served.run("run", "recorded.toml")
         assert done.returncode == 0, done.stderr
