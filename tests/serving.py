@@ -13,6 +13,25 @@ from base64 import b64encode
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("slm-calibration")
+RECORDED = """
+name = "recorded"
+[data]
+kind = "table"
+path = "answers.csv"
+topic = "topic"
+[splits]
+train = 0.0
+calibration = 0.3
+validation = 0.0
+test = 0.7
+[models.somebody.engine]
+kind = "recorded"
+path = "answers.csv"
+logprobs = "logprobs"
+[judge]
+kind = "recorded"
+path = "answers.csv"
+"""
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 

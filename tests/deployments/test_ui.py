@@ -9,27 +9,7 @@ import threading
 import pytest
 
 from tests.deployments.conftest import recorded_answers
-from tests.serving import COMMAND, Served, environment, free_port
-
-RECORDED = """
-name = "recorded"
-[data]
-kind = "table"
-path = "answers.csv"
-topic = "topic"
-[splits]
-train = 0.0
-calibration = 0.3
-validation = 0.0
-test = 0.7
-[models.somebody.engine]
-kind = "recorded"
-path = "answers.csv"
-logprobs = "logprobs"
-[judge]
-kind = "recorded"
-path = "answers.csv"
-"""
+from tests.serving import COMMAND, RECORDED, Served, environment, free_port
 
 
 def write_experiment(folder):
