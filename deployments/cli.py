@@ -193,6 +193,8 @@ def _set_environment(options: argparse.Namespace) -> None:
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(store.root / "cache")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # Prefect keeps the error of a failed flow, and outside of this project's folder as a pickle.
+    os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] = "json"
     if not options.verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 

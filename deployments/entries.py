@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import Flow, flow
+from prefect.runtime import flow_run
 from pydantic import Field
 
 from calibration.artifacts import Store
@@ -32,7 +33,13 @@ Refresh = Annotated[str, Field(json_schema_extra={"title": "Repeat"})]
 NOTHING, HERE = Changes(), Usual()
 
 
-@flow(name="calibrate", flow_run_name="calibrate {experiment}")
+def _title() -> str:
+    """What a run is called in the UI: its flow and its experiment."""
+    asked = flow_run.parameters
+    return f"{flow_run.flow_name} {Path(asked['file']).stem or asked['experiment']}"
+
+
+@flow(name="calibrate", flow_run_name=_title)
 async def calibrate(
     experiment: Shipped = "pocket",
     changes: Differences = NOTHING,
@@ -58,7 +65,7 @@ async def calibrate(
     return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
 
-@flow(name="baseline", flow_run_name="baseline {experiment}")
+@flow(name="baseline", flow_run_name=_title)
 async def baseline(
     experiment: Shipped = "pocket",
     changes: Differences = NOTHING,
@@ -84,7 +91,7 @@ async def baseline(
     return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
 
-@flow(name="compare", flow_run_name="compare {experiment}")
+@flow(name="compare", flow_run_name=_title)
 async def compare(
     experiment: Shipped = "pocket",
     base: Base = "latest",

@@ -72,6 +72,8 @@ def test_what_only_the_whole_experiment_can_tell_fails_before_any_stage(served, 
     assert sentence in state["message"]
     assert "\n" not in state["message"]
     assert stages == {}
+    kept = [path for path in (served.folder / ".calibration").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"pickle" in path.read_bytes()]
 
 
 @pytest.mark.slow
