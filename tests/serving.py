@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from functools import cached_property
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("slm-calibration")
@@ -47,19 +48,22 @@ def environment(folder, **more):
     return mine | {"PREFECT_HOME": str(folder / ".prefect"), "OMP_NUM_THREADS": "1"} | more
 
 
-class Served:
-    """A server with every deployment, from the command to Ctrl-C."""
+class Server:
+    """A Prefect server in a folder of its own, from its command to its end."""
 
     def __init__(self, folder, **more):
         self.folder, self.port = folder, free_port()
-        self.environment = environment(folder, **more)
+        self.environment = environment(folder, PREFECT_SERVER_API_PORT=str(self.port), **more)
         self.address = f"http://127.0.0.1:{self.port}"
-        secret = more.get("PREFECT_SERVER_API_AUTH_STRING", "")
-        self.key = {"Authorization": f"Basic {b64encode(secret.encode()).decode()}"} if secret else {}
+        self.there = self.environment | {"PREFECT_API_URL": f"{self.address}/api"}
+        self.key = {}
+        if secret := more.get("PREFECT_SERVER_API_AUTH_STRING"):
+            self.key = {"Authorization": f"Basic {b64encode(secret.encode()).decode()}"}
+            self.there["PREFECT_API_AUTH_STRING"] = secret
         self.said = folder / "said"
         with self.said.open("wb") as out:
             self.process = subprocess.Popen(
-                [COMMAND, "ui", "--port", str(self.port)],
+                self.command(),
                 cwd=folder,
                 env=self.environment,
                 stdout=out,
@@ -67,11 +71,16 @@ class Served:
                 start_new_session=True,
             )
         try:
-            self.until(lambda: "Ctrl-C" in self.said.read_text(), 240)
-            self.deployments = {own["name"]: own["id"] for own in self.call("/deployments/filter", {})}
+            self.until(self.is_ready, 240)
         except BaseException:
             self.stop()
             raise
+
+    def command(self):
+        return [sys.executable, "-m", "prefect", "server", "start"]
+
+    def is_ready(self):
+        return self.answers() and self.call("/health") is True
 
     def until(self, is_so, seconds):
         """Wait for what a person would wait for."""
@@ -95,6 +104,11 @@ class Served:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
+    @cached_property
+    def deployments(self):
+        """The ids of the deployments, by name."""
+        return {own["name"]: own["id"] for own in self.call("/deployments/filter", {})}
+
     def start(self, deployment, **parameters):
         """Start a run as the UI does."""
         path = f"/deployments/{self.deployments[deployment]}/create_flow_run"
@@ -116,15 +130,12 @@ class Served:
         state = self.call(f"/flow_runs/{flow_run}")["state"]
         return state if state["type"] in ENDED else None
 
-    def run(self, *arguments):
-        """A command of ours against this server."""
-        environment = self.environment | {"PREFECT_API_URL": f"{self.address}/api"}
-        if self.key:
-            environment["PREFECT_API_AUTH_STRING"] = environment["PREFECT_SERVER_API_AUTH_STRING"]
+    def run(self, *arguments, command=COMMAND):
+        """A command against this server."""
         return subprocess.run(
-            [COMMAND, *map(str, arguments)],
+            [command, *map(str, arguments)],
             cwd=self.folder,
-            env=environment,
+            env=self.there,
             capture_output=True,
             text=True,
             check=False,
@@ -149,3 +160,13 @@ class Served:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+class Served(Server):
+    """A server with every deployment, by the command of ours."""
+
+    def command(self):
+        return [COMMAND, "ui", "--port", str(self.port)]
+
+    def is_ready(self):
+        return "Ctrl-C" in self.said.read_text()
