@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
-.PHONY: demo test test-slow test-pocket test-vllm check format install benchmark clean
+.PHONY: demo ui test test-slow test-pocket test-vllm check format install benchmark clean
 
 install: $(READY)
 
@@ -21,6 +21,10 @@ $(READY): pyproject.toml constraints.txt
 # trainings that try to repair it, and an honest verdict.
 demo: $(READY)
 	$(BIN)/slm-calibration run pocket
+
+# A Prefect server on this machine, with everything that can be started from its UI. PORT=4201 takes another.
+ui: $(READY)
+	$(BIN)/slm-calibration ui $(if $(PORT),--port $(PORT))
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not pocket"

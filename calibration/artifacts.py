@@ -14,7 +14,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field
 
 from calibration.errors import ArtifactError, CalibrationError, ConfigurationError, DiskFullError
 from calibration.records import Row, read_rows, write_rows
@@ -29,9 +31,9 @@ LEAST_BYTES = 65536
 class Artifact(Schema):
     """A reference to stored files, by what they are and what is in them."""
 
-    kind: str
+    kind: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """What it is: questions, generations, verdicts, model, adapter, ..."""
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest over the names and contents of its files."""
 
 
@@ -59,7 +61,7 @@ class Store:
         """
         probe = self.root / f".probe-{uuid.uuid4().hex}"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -181,6 +183,17 @@ class Store:
 
     def _place(self, artifact: Artifact) -> Path:
         return self.root / "artifacts" / artifact.kind / artifact.sha256
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The place of a file that a manifest names.
+
+    Raises:
+        ArtifactError: It would be outside of the folder.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ArtifactError(f"a file of an artifact must lie in its folder; its manifest names {name!r}")
+    return folder / name
 
 
 def file_sha256(path: Path) -> str:

@@ -59,6 +59,7 @@ class Experiment(Schema):
     """What to measure, what to teach, and how to judge it."""
 
     name: Name
+    """What its runs and reports are called."""
     seed: int = Field(default=0, ge=0)
     """Seeds training and the intervals' resampling."""
     data: SourceConfig

@@ -1,4 +1,4 @@
-"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | calls | ...`."""
+"""The command line: `slm-calibration run | resume | report | runs | audit | judge | doctor | ui | ...`."""
 
 import argparse
 import asyncio
@@ -33,6 +33,7 @@ from deployments.doctor import check_models, findings
 from deployments.judge import add_judge, add_judge_audit
 from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
+from deployments.ui import add_ui
 
 BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal, "dask": Dask}
 
@@ -74,7 +75,8 @@ def remeasure(options: argparse.Namespace) -> None:
     """Ask the system of a finished run again, and say whether its policy still holds."""
     record = Run.find(runs_root(), options.run).read()
     options.flow, options.base = "remeasure", record.run
-    _start(options, changed(record.experiment, options.set), run=None)
+    on = _backend(options, before=json.loads(record.backend))
+    _start(options, changed(record.experiment, options.set), on, run=None)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -208,6 +210,8 @@ def _set_environment(options: argparse.Namespace) -> None:
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(store.root / "cache")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # Prefect keeps the error of a failed flow, and outside of this project's folder as a pickle.
+    os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] = "json"
     if not options.verbose:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
@@ -265,6 +269,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_runs(commands.add_parser("runs", help="list the runs, or delete one"))
     add_gc(commands.add_parser("gc", help="remove from the store what no run refers to"))
+
+    add_ui(commands.add_parser("ui", help="serve everything in the Prefect UI, on this machine"))
 
     add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 

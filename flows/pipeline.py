@@ -157,20 +157,13 @@ async def ask(job: Infer, label: str, shards: Shards, on: BackendConfig) -> Arti
 async def teach_and_compare(experiment: Experiment, baseline: Baseline, on: BackendConfig) -> None:
     """Try the methods side by side, evaluate what came of them, and publish it."""
     experiment = experiment.informed()
-    branches = [teach(name, method, experiment, baseline, on) for name, method in experiment.methods.items()]
-    # One branch that fails neither stops nor spoils the others; the report says what is missing.
-    outcomes = await asyncio.gather(*branches, return_exceptions=True)
-    failed = {
-        name: error
-        for name, outcome in zip(experiment.methods, outcomes, strict=True)
-        if (error := failure(outcome)) is not None
-    }
-    trained = tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem))
+    trained, failed = await side_by_side(
+        {name: teach(name, method, experiment, baseline, on) for name, method in experiment.methods.items()}
+    )
     evaluation = await assess(experiment, baseline, trained, failed)
     await publish(baseline, evaluation, await draw(evaluation))
     if failed:
-        told = "; ".join(f"{name} failed: {in_words(error)}" for name, error in failed.items())
-        raise ExceptionGroup(told, list(failed.values()))
+        raise in_one(failed)
 
 
 async def assess(
@@ -257,6 +250,20 @@ async def every(branches: Iterable[Awaitable[T]]) -> list[T]:
     if failed := [error for error in map(failure, outcomes) if error is not None]:
         raise failed[0] if len(failed) == 1 else ExceptionGroup("; ".join(map(in_words, failed)), failed)
     return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+
+async def side_by_side(branches: Mapping[str, Awaitable[T]]) -> tuple[tuple[T, ...], dict[str, Exception]]:
+    """What the branches came to, and what went wrong in those that failed: one stops or spoils no other."""
+    outcomes = await asyncio.gather(*branches.values(), return_exceptions=True)
+    named = zip(branches, map(failure, outcomes), strict=True)
+    failed = {name: error for name, error in named if error is not None}
+    return tuple(outcome for outcome in outcomes if not isinstance(outcome, BaseException)), failed
+
+
+def in_one(failed: Mapping[str, Exception]) -> ExceptionGroup[Exception]:
+    """What went wrong in several branches, as one error that names each."""
+    told = "; ".join(f"{name} failed: {in_words(error)}" for name, error in failed.items())
+    return ExceptionGroup(told, list(failed.values()))
 
 
 def failure(outcome: object) -> Exception | None:

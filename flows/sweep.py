@@ -10,10 +10,10 @@ from calibration.methods import MethodConfig
 from calibration.stages.baseline import Baseline
 from calibration.stages.evaluate import TrainedSystem
 from calibration.variants import Grid, Sweep, expand
-from flows.pipeline import LOCAL, assess, measure_all, teach
+from flows.pipeline import LOCAL, assess, in_one, measure_all, side_by_side, teach
 from tasks.evaluate import draw
 from tasks.publish import publish
-from tasks.record import recording
+from tasks.record import in_words, recording
 from tasks.sweep import noted, publish_sweep, rank, read_ranking, seen_questions
 
 
@@ -60,12 +60,12 @@ async def choose_and_test(
     await publish(baseline, evaluation, await draw(evaluation))
     publish_sweep(found)
     if failed:
-        raise BaseExceptionGroup(f"{', '.join(failed)} failed", list(failed.values()))
+        raise in_one(failed)
 
 
 async def try_cells(
     experiment: Experiment, baseline: Baseline, at_once: int, on: BackendConfig
-) -> tuple[Sweep, dict[str, BaseException]]:
+) -> tuple[Sweep, dict[str, Exception]]:
     """How good each cell is, and what went wrong in those without figures; no test question is asked."""
     asked, turn = await seen_questions(baseline.questions), asyncio.Semaphore(at_once)
 
@@ -73,19 +73,16 @@ async def try_cells(
         async with turn:
             return await teach(name, method, experiment, baseline, on, asked)
 
-    # One cell that fails neither stops nor spoils the others.
-    outcomes = await asyncio.gather(
-        *(cell(name, method) for name, method in experiment.methods.items()), return_exceptions=True
+    trained, failed = await side_by_side(
+        {name: cell(name, method) for name, method in experiment.methods.items()}
     )
-    by_name = dict(zip(experiment.methods, outcomes, strict=True))
-    failed = {name: error for name, error in by_name.items() if isinstance(error, BaseException)}
     ranking = await rank(
         baseline,
         experiment.target_name,
         experiment.readout,
         asked,
-        tuple(outcome for outcome in outcomes if isinstance(outcome, TrainedSystem)),
-        {name: f"{type(error).__name__}: {error}" for name, error in failed.items()},
+        trained,
+        {name: in_words(error) for name, error in failed.items()},
         experiment.seed,
     )
     return read_ranking(ranking), failed

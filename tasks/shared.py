@@ -11,6 +11,7 @@ from prefect.utilities.annotations import NotSet
 from calibration.artifacts import Artifact, Store
 from calibration.errors import ArtifactError
 from calibration.shared import Shared
+from tasks.cached import is_ours
 from tasks.leases import LeaseManager
 from tasks.locks import FlockManager
 
@@ -37,11 +38,9 @@ class Records(WritableFileSystem):
         content = shared.load(f"cache/{path}")
         if content is None:
             raise ArtifactError(f"{path} must be a record in {self.url}; there is none")
-        record = json.loads(content)
-        # A record names what is to load it, and that of a stranger could name what runs code.
-        if record["metadata"]["serializer"] != {"type": "whole-artifact"}:
+        if not is_ours(content):
             raise ArtifactError(f"{path} in {self.url} must be a record of this pipeline; it is not")
-        shared.get(Artifact.model_validate_json(record["result"]), Store.from_environment())
+        shared.get(Artifact.model_validate_json(json.loads(content)["result"]), Store.from_environment())
         return content
 
 

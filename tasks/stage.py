@@ -8,27 +8,23 @@ and an entry in the run's journal.
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
-from typing import Any, Literal, ParamSpec
+from typing import Any, ParamSpec
 
 from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.serializers import Serializer
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.transactions import IsolationLevel
 
 from calibration.artifacts import Artifact, Store
-from calibration.errors import ArtifactError, JobError
+from calibration.errors import JobError
 from calibration.jobs.work import work_key
 from calibration.schema import Schema
 from calibration.shared import Shared
+from tasks.cached import WholeArtifact, check_record, looking
 from tasks.journal import current_journal
 from tasks.shared import locks_of, records_of
 
@@ -54,9 +50,7 @@ class ByContent(CachePolicy):
         """`<stage>/<digest>.json`: also the record's path, so that the cache can be read by eye."""
         del flow_parameters, kwargs
         key = f"{task_ctx.task.name}/{stage_key(task_ctx.task.fn, inputs)}.json"
-        if finding := _finding.get():
-            finding.record = key
-            finding.has_record = (PREFECT_LOCAL_STORAGE_PATH.value() / key).is_file()
+        check_record(key)
         return key
 
 
@@ -79,61 +73,6 @@ def artifacts_in(value: object) -> list[Artifact]:
     if isinstance(value, list | tuple):
         return [artifact for item in value for artifact in artifacts_in(item)]
     return []
-
-
-@dataclass
-class Finding:
-    """What is found of a stage's stored result. Prefect does not say why it runs a stage again."""
-
-    record: str = ""
-    """Path of its record in the cache."""
-    has_record: bool = False
-    is_read: bool = False
-    damage: str = ""
-
-    def note(self, state: str) -> str:
-        """What was wrong, if anything was."""
-        if state == "Cached":
-            return ""
-        is_lost = self.has_record and not self.is_read
-        return self.damage or ("its record in the cache could not be read" if is_lost else "")
-
-
-_finding: ContextVar[Finding | None] = ContextVar("finding", default=None)
-
-
-class WholeArtifact(Serializer):
-    """Stores a reference as JSON, and refuses to load one whose artifact is missing or altered.
-
-    Prefect takes a record that cannot be loaded for no record, and runs the stage again.
-    """
-
-    type: Literal["whole-artifact"] = "whole-artifact"
-
-    def dumps(self, obj: Artifact) -> bytes:
-        """The reference as JSON."""
-        return obj.model_dump_json().encode()
-
-    def loads(self, blob: bytes) -> Artifact:
-        """The reference, after reading every byte it refers to."""
-        artifact = Artifact.model_validate_json(blob)
-        damage = Store.from_environment().damage(artifact)
-        if finding := _finding.get():
-            finding.is_read, finding.damage = True, damage
-        if damage:
-            raise ArtifactError(damage)
-        return artifact
-
-
-@contextmanager
-def _looking() -> Iterator[Finding]:
-    """Take note of what is found of one stage's stored result."""
-    finding = Finding()
-    token = _finding.set(finding)
-    try:
-        yield finding
-    finally:
-        _finding.reset(token)
 
 
 def has_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -195,13 +134,13 @@ def stage(
                 result_storage=await records_of(shared),
             )
             started = time.monotonic()
-            with _looking() as finding:
+            with looking() as finding:
                 # Prefect's overload for `return_state` does not say that an async task's state is awaited.
                 pending: Any = once(*args, return_state=True, **kwargs)
                 state: State[Artifact] = await pending
             seconds, made = time.monotonic() - started, await state.aresult(raise_on_failure=False)
             ended = state.name or str(state.type)
-            note = "" if is_refreshed else finding.note(ended)
+            note = "" if is_refreshed or ended == "Cached" else finding.damage
             if note:
                 get_run_logger().warning("%s: %s; it is not used", title, note)
             if isinstance(made, Artifact):

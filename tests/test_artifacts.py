@@ -3,8 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from calibration.artifacts import MANIFEST, Artifact, Store
+from calibration.artifacts import MANIFEST, Artifact, Store, inside
 from calibration.errors import ArtifactError, ConfigurationError
 
 
@@ -99,3 +100,27 @@ def test_the_store_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("SLM_CALIBRATION_STORE", str(tmp_path / "here"))
     assert Store.from_environment().root == tmp_path / "here"
     assert Store(Path("relative")).root.is_absolute()
+
+
+@pytest.mark.parametrize("kind", ["..", "../model", "/etc", "a/b", "Model", "", "a.b"])
+def test_a_reference_cannot_name_a_folder_outside_the_store(kind):
+    with pytest.raises(ValidationError, match="kind"):
+        Artifact(kind=kind, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("digest", ["..", "0" * 63, "0" * 63 + "/", "../" + "0" * 61, "A" * 64])
+def test_a_reference_is_a_digest_and_no_path(digest):
+    with pytest.raises(ValidationError, match="sha256"):
+        Artifact(kind="model", sha256=digest)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "a/../../outside", ".."])
+def test_a_manifest_cannot_name_a_file_outside_its_folder(name, tmp_path):
+    with pytest.raises(ArtifactError, match="must lie in its folder"):
+        inside(tmp_path, name)
+    assert inside(tmp_path, "a/b.json") == tmp_path / "a" / "b.json"
+
+
+def test_a_new_store_is_for_nobody_else(tmp_path):
+    Store(tmp_path / "store").check_writable()
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibration.artifacts import MANIFEST, Artifact, Store
+from calibration.artifacts import MANIFEST, Artifact, Store, inside
 from calibration.backends.container import HOLDER, SIGN, Sign
 from calibration.backends.worker import DONE
 from calibration.errors import ArtifactError
@@ -46,7 +46,7 @@ class Remote:
         manifest = await self._read(f"{place}/{MANIFEST}") or b"{}"
         with store.draft() as draft:
             for name in json.loads(manifest).get("files", {}):
-                await self._save(f"{place}/{name}", draft / name)
+                await self._save(f"{place}/{name}", inside(draft, name))
             if store.keep(artifact.kind, draft) != artifact:
                 raise ArtifactError(
                     f"{artifact.kind} {artifact.sha256[:12]} must be on the volume as it was stored; it is "

@@ -71,7 +71,9 @@ class Dpo(Schema):
     """For `robust`: the probability that a preference is the wrong way round, as when the judge erred.
     "audited" is the share of wrong marks that the experiment's `judge_audit` has found."""
     optimisation: Optimisation = Optimisation()
+    """How the adapter is fitted."""
     lora: Lora = Lora()
+    """Which weights the adapter changes."""
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:

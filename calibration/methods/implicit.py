@@ -57,7 +57,9 @@ class Implicit(Schema):
     reference_kl: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the base model along right replies: it holds the answers."""
     optimisation: Optimisation = Optimisation()
+    """How the adapter is fitted."""
     lora: Lora = Lora()
+    """Which weights the adapter changes."""
 
     @model_validator(mode="after")
     def _settings_agree(self) -> Self:

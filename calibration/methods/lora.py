@@ -18,6 +18,7 @@ class Lora(Schema):
     """Which weights are adapted, and by how much they can move. The defaults are the specification's."""
 
     rank: int = Field(default=16, ge=1)
+    """Of each update; the higher, the more it can change."""
     alpha: int = Field(default=32, ge=1)
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)

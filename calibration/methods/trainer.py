@@ -29,7 +29,9 @@ class Optimisation(Schema):
     """How the adapter is fitted: AdamW with a linearly falling rate. The defaults are the specification's."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """The rate in the first steps, after any warmup."""
     epochs: int = Field(default=3, ge=1)
+    """How often every row is learnt from."""
     batch_size: int = Field(default=4, ge=1)
     """Rows in one forward pass."""
     accumulation: int = Field(default=4, ge=1)

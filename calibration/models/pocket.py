@@ -58,6 +58,7 @@ class Pocket(Schema):
     width: int = Field(default=128, ge=8)
     """Length of the vector that stands for a token."""
     layers: int = Field(default=4, ge=1)
+    """Layers of the transformer."""
     heads: int = Field(default=4, ge=1)
     """Attention heads; they share the width."""
     key_value_heads: int = Field(default=2, ge=1)

@@ -1,9 +1,12 @@
 """The promises of `@stage`, on small stages of its own that count how often their body ran."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.serializers import Serializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Artifact, Store
@@ -147,6 +150,31 @@ def test_the_cache_is_readable_json_and_no_pickle(tmp_path):
     [record] = (tmp_path / "store" / "cache" / "first").glob("*.json")
     assert b'"whole-artifact"' in record.read_bytes()
     assert b"pickle" not in record.read_bytes()
+
+
+class Planted:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return Path.touch, (self.place,)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "cloudpickle", "compressed/pickle"])
+def test_a_planted_pickle_is_never_loaded_and_the_stage_runs_again(tmp_path, kind):
+    run(lambda: first("a"))
+    [record] = (tmp_path / "store" / "cache" / "first").glob("*.json")
+    named = {"type": "pickle", "picklelib": "cloudpickle" if kind == "cloudpickle" else "pickle"}
+    serializer = Serializer(type="compressed", serializer=named) if "/" in kind else Serializer(**named)
+    planted = json.loads(record.read_text())
+    planted["metadata"]["serializer"] = serializer.model_dump()
+    planted["result"] = serializer.dumps(Planted(tmp_path / "ran")).decode()
+    record.write_text(json.dumps(planted))
+    assert run(lambda: first("a"))[1] == [("first a", "Completed")]
+    assert not (tmp_path / "ran").exists()
+    assert run(lambda: first("a"))[1] == [("first a", "Cached")]
 
 
 def test_a_job_that_died_is_begun_once_more():

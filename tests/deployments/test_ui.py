@@ -1,0 +1,168 @@
+"""`slm-calibration ui`: from one command to a run that somebody triggered."""
+
+import http.server
+import json
+import signal
+import subprocess
+import threading
+
+import pytest
+
+from tests.deployments.conftest import recorded_answers
+from tests.serving import COMMAND, RECORDED, Served, environment, free_port
+
+
+def write_experiment(folder):
+    recorded_answers().to_csv(folder / "answers.csv", index=False)
+    (folder / "recorded.toml").write_text(RECORDED)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    write_experiment(folder)
+    served = Served(folder)
+    yield served
+    served.stop()
+
+
+@pytest.mark.slow
+def test_three_lines_say_where_to_click(served):
+    said = served.said.read_text().splitlines()[-3:]
+    assert said[0] == f"Prefect UI: {served.address}"
+    assert f"{served.address}/v2/deployments/deployment/{served.deployments['calibrate']}/run" in said[1]
+    assert "pocket" in said[1]
+    assert said[2].startswith("Ctrl-C ends it")
+
+
+@pytest.mark.slow
+def test_a_run_from_the_form_and_one_from_the_command_line_share_every_stage(served):
+    state, stages = served.ended(served.started("calibrate", file="recorded.toml"))
+    assert state["name"] == "Completed", state["message"]
+    assert "Cached" not in stages.values()
+    done = served.run("run", "recorded.toml")
+    assert done.returncode == 0, done.stderr
+    book = json.loads((served.folder / "runs" / "latest" / "report.json").read_text())
+    assert {stage["state"] for stage in book["stages"]} == {"Cached"}
+    _, again = served.ended(served.started("calibrate", file="recorded.toml"))
+    assert {name for name, state in again.items() if state == "Cached"} >= {"evaluate", "draw"}
+    assert len(list((served.folder / "runs").glob("*/report.html"))) == 4  # and one is `latest`
+
+
+@pytest.mark.slow
+def test_what_is_impossible_is_refused_by_the_server_with_a_sentence(served):
+    code, answer = served.start("calibrate", changes={"data": {"kind": "world", "entities_per_topic": 1}})
+    assert code == 409
+    assert "1 is less than the minimum of 4" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"changes": {"splits": {"train": 0.9}}}, "split fractions must sum to 1"),
+        ({"file": "nothing.toml"}, "nothing.toml must be an experiment; No such file"),
+        ({"experiment": "gemma2-nq"}, "nq_gemma2_0_shot_test.csv.gz"),
+        ({"file": "recorded.toml", "run": "no-such-run"}, "run must be one of"),
+    ],
+)
+def test_what_only_the_whole_experiment_can_tell_fails_before_any_stage(served, parameters, sentence):
+    state, stages = served.ended(served.started("calibrate", **parameters))
+    assert state["name"] == "Failed"
+    assert sentence in state["message"]
+    assert "\n" not in state["message"]
+    assert stages == {}
+    kept = [path for path in (served.folder / ".calibration").rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"pickle" in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_methods_of_another_run_need_one_that_is_there(served):
+    state, _ = served.ended(served.started("compare", base="nobody", file="recorded.toml"))
+    assert "run must be one of" in state["message"]
+    assert "got 'nobody'" in state["message"]
+
+
+@pytest.mark.slow
+def test_a_second_command_uses_the_server_that_is_there(served):
+    (served.folder / "second").mkdir()
+    with subprocess.Popen(
+        [COMMAND, "ui", "--port", str(served.port)],
+        cwd=served.folder / "second",
+        env=served.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as other:
+        said = [other.stdout.readline() for _ in range(3)]
+        other.send_signal(signal.SIGINT)
+        assert other.wait(timeout=60) == 0
+    assert said[0] == f"Prefect UI: {served.address}\n", said
+    assert served.answers()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_and_the_server(tmp_path):
+    served = Served(tmp_path)
+    try:
+        assert (tmp_path / ".prefect").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / ".calibration").stat().st_mode & 0o777 == 0o700
+        assert served.interrupt() == 0
+        assert not served.answers()
+        assert "Traceback" not in served.said.read_text()
+    finally:
+        served.stop()
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, *words):
+        pass
+
+
+def refused(folder, port, **more):
+    done = subprocess.run(
+        [COMMAND, "ui", *(["--port", str(port)] if port else [])],
+        cwd=folder,
+        env=environment(folder, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.strip().splitlines()
+    return line
+
+
+def test_a_port_that_something_else_has_is_one_sentence(tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as taken:
+        threading.Thread(target=taken.serve_forever, daemon=True).start()
+        line = refused(tmp_path, taken.server_port)
+        taken.shutdown()
+    assert f"127.0.0.1:{taken.server_port} must be free or a Prefect server's" in line
+    assert "--port" in line
+
+
+def test_a_server_elsewhere_that_does_not_answer_is_not_started_here(tmp_path):
+    line = refused(tmp_path, None, PREFECT_API_URL=f"http://localhost.localdomain:{free_port()}/api")
+    assert "PREFECT_API_URL must be the address of a running Prefect server" in line
+
+
+@pytest.mark.slow
+def test_with_an_auth_string_strangers_are_refused_and_runs_go_on(tmp_path):
+    write_experiment(tmp_path)
+    served = Served(tmp_path, PREFECT_SERVER_API_AUTH_STRING="somebody:secret")
+    try:
+        assert served.call("/flow_runs/filter", {}, has_key=False)[0] == 401
+        wrong = refused(tmp_path, served.port, PREFECT_API_AUTH_STRING="somebody:else")
+        assert "PREFECT_API_AUTH_STRING must be what the server" in wrong
+        state, _ = served.ended(served.started("calibrate", file="recorded.toml"))
+        assert state["name"] == "Completed", state["message"]
+        done = served.run("run", "recorded.toml")
+        assert done.returncode == 0, done.stderr
+    finally:
+        served.stop()
