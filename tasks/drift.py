@@ -198,6 +198,7 @@ async def publish_drift(before: Stored, after: Deployed, found: Artifact) -> Non
     (folder / SUMMARY).write_text(report.summary(drift, info.run), encoding="utf-8")
     (folder / "report.md").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(report.html(drift, info), encoding="utf-8")
+    (folder / POLICY).unlink(missing_ok=True)  # of an attempt that found other data
     if drift.policy is not None:
         drift.policy.write(folder / POLICY)
     mark(Run.find(runs_root(), before.run).folder / POLICY, drift, info.run)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.commands import run_many
+
 
 def drop_column(table):
     return table.drop(columns="answer")
@@ -78,6 +80,23 @@ def test_a_dry_run_prints_the_stages_and_runs_nothing(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     for words in ("obtain pocket", "infer pocket stated", "train dpo", "judge implicit plain", "evaluate"):
         assert words in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_or_a_remeasurement_that_cannot_be_is_one_line_that_says_why(tmp_path):
+    sweep = ("run", "pocket", "--flow", "sweep")
+    commands = {
+        (*sweep,): "a sweep must be over a setting",
+        (*sweep, "--over", "methods.dpo.betta=1,2"): "methods.dpo-betta-1.betta: no such setting",
+        (*sweep, "--over", "prices.value=1,2"): "methods.dpo.SETTING",
+        ("remeasure", "nobody"): "there are none yet",
+    }
+    done, heavy = run_many(tmp_path, commands)
+    assert heavy == []
+    for (code, _, error), words in zip(done, commands.values(), strict=True):
+        assert code == 2
+        assert words in error
+        assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
