@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from calibration.runs import Run
 from tests.commands import SMALL
 
 
@@ -38,6 +39,7 @@ def finished(attempt):
 
 def test_a_killed_run_continues_without_repeating_what_was_whole(cli, recorded, tmp_path):
     killed = follow(*cli("run", recorded(), wait=False), until="infer somebody plain")
+    assert Run.find(tmp_path / "runs", "latest").state() == "Stopped", "its temporary server lives on"
     resumed = follow(*cli("resume", "latest", wait=False))
     assert {"prepare questions", "infer somebody plain"} <= finished(killed)
     assert not finished(killed) & finished(resumed)
