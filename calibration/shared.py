@@ -101,6 +101,9 @@ class Shared:
                 with suppress(FileNotFoundError):
                     self._files.get_file(f"{place}/{name}", str(draft / name))
             if store.keep(artifact.kind, draft) == artifact:
+                # It was made when it was put here, not when it is fetched.
+                made = self._files.modified(f"{place}/{MANIFEST}").timestamp()
+                os.utime(store.folder(artifact) / MANIFEST, (made, made))
                 return artifact
         if manifest is not None:
             self._files.rm_file(f"{place}/{MANIFEST}")

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import pytest
@@ -44,6 +45,16 @@ def test_what_one_machine_puts_another_gets_byte_for_byte(place, here, there):
     one, other = here.folder(artifact), there.folder(artifact)
     for name in ("words", "deep/weights"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_what_is_fetched_is_as_old_as_it_was_there(tmp_path, here, there):
+    (tmp_path / "mounted").mkdir()
+    shared = Shared(f"file://{tmp_path}/mounted")
+    artifact = keep(here)
+    shared.put(artifact, here)
+    [manifest] = (tmp_path / "mounted").rglob("manifest.json")
+    os.utime(manifest, (1e9, 1e9))
+    assert there.made(shared.get(artifact, there)).timestamp() == 1e9
 
 
 def test_what_was_altered_is_never_served_and_put_again_it_is_whole(place, here, there):
