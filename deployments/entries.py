@@ -15,12 +15,15 @@ from pydantic import Field
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
-from calibration.config import Experiment
+from calibration.config import Experiment, load_experiment
 from calibration.preflight import preflight
 from calibration.runs import Run, runs_root
+from calibration.variants import read_values
 from deployments.doctor import check_models
-from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Place, Usual, backend_of, experiment_of
+from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Place, Usual, backend_of, changed
 from flows import pipeline
+from flows import remeasure as remeasuring
+from flows import sweep as sweeping
 
 Shipped = Annotated[str, Field(json_schema_extra={"title": "Experiment", "enum": list(EXPERIMENTS)})]
 OwnFile = Annotated[str, Field(json_schema_extra={"title": "Experiment file"})]
@@ -30,7 +33,10 @@ Base = Annotated[str, Field(json_schema_extra={"title": "Measured run"})]
 RunName = Annotated[str, Field(json_schema_extra={"title": "Run to continue"})]
 Refresh = Annotated[str, Field(json_schema_extra={"title": "Repeat"})]
 
-NOTHING, HERE = Changes(), Usual()
+Grid = Annotated[list[str], Field(min_length=1, json_schema_extra={"title": "Settings to try"})]
+AtOnce = Annotated[int, Field(ge=1, json_schema_extra={"title": "At once"})]
+
+NOTHING, HERE, TRIED = Changes(), Usual(), ["methods.dpo.beta=0.05,0.1,0.3"]
 
 
 def _title() -> str:
@@ -61,7 +67,7 @@ async def calibrate(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(file or experiment, changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on)
     return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
 
@@ -87,7 +93,7 @@ async def baseline(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(file or experiment, changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on)
     return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
 
@@ -115,9 +121,65 @@ async def compare(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(file or experiment, changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on)
     measured = Run.find(runs_root(), base).folder.name
     return await pipeline.compare.fn(chosen, measured, where, _earlier(run), refresh or None)
+
+
+@flow(name="sweep", flow_run_name=_title)
+async def sweep(
+    experiment: Shipped = "pocket",
+    over: Grid = TRIED,
+    at_once: AtOnce = 2,
+    changes: Differences = NOTHING,
+    on: On = HERE,
+    file: OwnFile = "",
+    run: RunName = "",
+    refresh: Refresh = "",
+) -> str:
+    """Train a method with several settings, choose on validation questions, and test the chosen one alone.
+
+    Args:
+        experiment: A shipped experiment. Press Submit, and it runs as it is.
+        over: A setting and its values in each line, such as methods.dpo.beta=0.05,0.1,0.3.
+        at_once: How many combinations are trained and asked at a time.
+        changes: What is to differ from it. Whatever is left open stays as the experiment has it.
+        on: Where the heavy work runs; does not change the numbers.
+        file: A TOML file on the machine that runs this, instead of a shipped experiment.
+        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
+        refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
+
+    Returns:
+        The id of the run.
+    """
+    chosen, where = await _checked(_named(file or experiment), changes, on)
+    grid = dict(map(read_values, over))
+    return await sweeping.sweep.fn(chosen, grid, at_once, where, _earlier(run), refresh or None)
+
+
+@flow(name="remeasure", flow_run_name=lambda: f"remeasure {flow_run.parameters['base']}")
+async def remeasure(
+    base: Base = "latest",
+    changes: Differences = NOTHING,
+    on: On = HERE,
+    run: RunName = "",
+    refresh: Refresh = "",
+) -> str:
+    """Ask the system of a finished run again, say whether it drifted, and mend its policy if a map suffices.
+
+    Args:
+        base: Id of the run whose policy a router follows; "latest" is the newest.
+        changes: What is to differ from the experiment of that run. Data files are read as they are now.
+        on: Where the heavy work runs; does not change the numbers.
+        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
+        refresh: Stages whose name begins so are repeated although stored, such as "judge".
+
+    Returns:
+        The id of the run.
+    """
+    record = Run.find(runs_root(), base).read()
+    chosen, where = await _checked(record.experiment, changes, on)
+    return await remeasuring.remeasure.fn(record.run, chosen, where, _earlier(run), refresh or None)
 
 
 def _earlier(run: str) -> str | None:
@@ -125,10 +187,16 @@ def _earlier(run: str) -> str | None:
     return Run.find(runs_root(), run).folder.name if run else None
 
 
-async def _checked(experiment: str, changes: Form, on: Form) -> tuple[Experiment, BackendConfig]:
+def _named(experiment: str) -> Experiment:
+    """A shipped experiment, or that of a file."""
+    return load_experiment(
+        Path(experiment) if experiment.endswith(".toml") else FOLDER / f"{experiment}.toml"
+    )
+
+
+async def _checked(experiment: Experiment, changes: Form, on: Form) -> tuple[Experiment, BackendConfig]:
     """What was asked for, after every check that costs nothing."""
-    path = Path(experiment) if experiment.endswith(".toml") else FOLDER / f"{experiment}.toml"
-    chosen, where, store = experiment_of(path, changes), backend_of(on), Store.from_environment()
+    chosen, where, store = changed(experiment, changes), backend_of(on), Store.from_environment()
     questions = await asyncio.to_thread(preflight, chosen)
     store.check_writable()
     await where.check(store)
@@ -162,5 +230,7 @@ ENTRIES = (
     Entry(calibrate, ("train",)),
     Entry(baseline, ("measure",)),
     Entry(compare, ("train",)),
+    Entry(sweep, ("train",)),
+    Entry(remeasure, ("measure",), weekly="0 3 * * 1", at_once=1),
 )
 """Everything that is deployed. `deployments/prefect.yaml` says the same for work pools."""

@@ -32,7 +32,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema
 
 from calibration.backends import BackendConfig
-from calibration.config import Experiment, Name, explain, load_experiment
+from calibration.config import Experiment, Name, explain
 from calibration.errors import ConfigurationError
 from calibration.schema import Schema
 
@@ -281,18 +281,18 @@ Place: Any = _tabs([form_of(kind) for kind in BACKENDS], Usual)
 """Where heavy work runs."""
 
 
-def experiment_of(path: Path, changes: Form) -> Experiment:
+def changed(experiment: Experiment, changes: Form) -> Experiment:
     """The experiment that was asked for.
 
     Args:
-        path: The file of an experiment.
+        experiment: A given one.
         changes: What is to differ from it.
 
     Raises:
-        ConfigurationError: There is none, or with the changes it can be none; names the setting.
+        ConfigurationError: With the changes it can be none; names the setting.
     """
-    settings = filled_in(load_experiment(path).model_dump(mode="json"), changes)
-    return _checked(settings, Experiment, path.stem, "docs/experiment.md")
+    settings = filled_in(experiment.model_dump(mode="json"), changes)
+    return _checked(settings, Experiment, experiment.name, "docs/experiment.md")
 
 
 def backend_of(place: Form) -> BackendConfig:

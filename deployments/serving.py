@@ -3,8 +3,9 @@
 import asyncio
 from contextlib import suppress
 
+from prefect.client.orchestration import get_client
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
@@ -20,7 +21,9 @@ def serve_all(address: str) -> None:
 
 async def _serve(address: str) -> None:
     runner = Runner(name="slm-calibration")
-    forms = [await runner.aadd_deployment(await deployed(entry)) for entry in ENTRIES]
+    forms = [
+        await runner.aadd_deployment(await deployed(entry, is_on=await is_on(entry))) for entry in ENTRIES
+    ]
     print(f"Prefect UI: {address}")
     print(
         f"To run the experiment pocket, open {address}/v2/deployments/deployment/{forms[0]}/run and Submit."
@@ -29,12 +32,22 @@ async def _serve(address: str) -> None:
     await runner.start()
 
 
-async def deployed(entry: Entry) -> RunnerDeployment:
+async def is_on(entry: Entry) -> bool:
+    """Whether somebody has switched its schedule on, which registering it again would switch off."""
+    async with get_client() as client:
+        try:
+            known = await client.read_deployment_by_name(f"{entry.name}/{entry.name}")
+        except ObjectNotFound:
+            return False
+    return any(schedule.active for schedule in known.schedules)
+
+
+async def deployed(entry: Entry, *, is_on: bool = False) -> RunnerDeployment:
     """The deployment of an entry."""
     return await entry.flow.ato_deployment(
         name=entry.name,
         tags=list(entry.tags),
-        schedule=Cron(entry.weekly, timezone="UTC", active=False) if entry.weekly else None,
+        schedule=Cron(entry.weekly, timezone="UTC", active=is_on) if entry.weekly else None,
         concurrency_limit=entry.at_once,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
