@@ -107,6 +107,11 @@ class Attempt:
             time.sleep(0.02)
         return self
 
+    def wait_for(self, stage):
+        """Wait until this stage is over, in a run that goes on."""
+        wait_until(lambda: stage in self.stages() or self.process.poll() is not None, 120)
+        assert self.process.poll() is None, self.words
+
     def done(self):
         """Wait for an end that must be a good one."""
         assert self.follow().process.returncode == 0, self.words
@@ -164,9 +169,17 @@ class Place:
     def resume(self, **environment):
         return self.begin("resume", "latest", **environment)
 
-    def numbers(self, run="latest"):
+    def begin_anew(self):
+        """An empty store and no runs; what came of the earlier ones was looked at."""
+        for folder in (self.store, self.runs):
+            shutil.rmtree(folder)
+        self.book.unlink()
+        self.court.seen.clear()
+        self.court.cases.clear()
+
+    def numbers(self, runs="runs"):
         """All that a report says, but for what it says of its run and of the time."""
-        report = json.loads((self.runs / run / "report.json").read_text())
+        report = json.loads((self.folder / runs / "latest" / "report.json").read_text())
         for policy in report["policies"].values():
             del policy["created"], policy["expires"]
         return {name: value for name, value in report.items() if name not in OF_THE_RUN}
@@ -185,6 +198,9 @@ class Place:
     def check_nothing_was_repeated(self):
         """By what the watched processes and the judge's server counted, and by the ledger's own rows."""
         assert set(self.finished_jobs().values()) <= {1}, self.finished_jobs()
+        self.check_no_call_was_repeated()
+
+    def check_no_call_was_repeated(self):
         if not self.court.count:
             return
         with sqlite3.connect(self.store / "judge.sqlite") as ledger:
@@ -238,6 +254,15 @@ def calm(tmp_path_factory, prefect):
         here.check_nothing_was_repeated()
         yield here
         here.close()
+
+
+@pytest.fixture
+def light(place, recorded):  # noqa: F811 - the fixture of that name
+    """A place whose experiment takes its answers from a table: seconds, most of them the judge's."""
+    text = recorded().read_text().replace('[judge]\nkind = "recorded"\npath = "answers.csv"\n', COURT)
+    assert COURT in text
+    place.experiment.write_text(text)
+    return place
 
 
 @pytest.fixture
