@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
-.PHONY: demo test test-slow test-vllm check format install benchmark clean
+.PHONY: demo test test-slow test-chaos test-vllm check format install benchmark benchmark-orchestration clean
 
 install: $(READY)
 
@@ -26,7 +26,11 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not chaos"
+
+# Whole runs that are killed, damaged and starved; docs/chaos.md says how, and what must come of it.
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos
 
 # vLLM excludes versions that the rest of the project has, so it lives in an environment of its own, without a
 # GPU. One thread, tied to no core: the tests share their machine.
@@ -71,6 +75,10 @@ $(BENCHMARK)/.ready: benchmarks/requirements.txt
 
 benchmark: $(BENCHMARK)/.ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BENCHMARK)/bin/python -W ignore benchmarks/metrics.py
+
+# What orchestration costs: a cold demo, then cached ones.
+benchmark-orchestration: $(READY)
+	$(BIN)/python -m benchmarks.orchestration
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(BENCHMARK) .calibration .prefect runs

@@ -33,6 +33,8 @@ class Journal:
     refresh: str | None = None
     """Stages whose name begins with this are run again although a result is stored."""
     stages: list[StageRecord] = field(default_factory=list)
+    is_server_lost: bool = False
+    """Whether the Prefect server has gone; nothing more is told to it."""
     began: float = field(default_factory=time.monotonic)
     """By a clock that nobody sets."""
     asked_before: int | None = None

@@ -17,6 +17,7 @@ from calibration.stages.baseline import Baseline
 from calibration.stages.evaluate import load_evaluation
 from tasks.journal import Journal, current_journal
 from tasks.record import save_baseline, versions
+from tasks.telling import tell
 
 
 async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -> None:
@@ -38,7 +39,8 @@ async def publish(baseline: Baseline, evaluation: Artifact, figures: Artifact) -
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="publish {run}")
 async def show(run: str, markdown: str) -> None:
     """Put the report into the Prefect UI."""
-    await acreate_markdown_artifact(markdown, key="calibration-report", description=f"Report of run {run}")
+    words = f"Report of run {run}"
+    await tell(lambda: acreate_markdown_artifact(markdown, key="calibration-report", description=words))
 
 
 def _rendered(journal: Journal, run: Run, evaluation: Artifact, figures: Artifact) -> RenderedReport:
