@@ -26,6 +26,12 @@ ENDS = {"Completed", "Cached", "Failed"}
 COURT = '[judge]\nkind = "openai"\nmodel = "judge-7b"\nservice = "court"\n'
 """A judge behind a server that counts on its side."""
 JUDGED = SMALL.replace('[judge]\nkind = "exact"\n', COURT)
+CHOSEN = os.environ.get("CHAOS_EXPERIMENT")
+"""A shipped experiment to be killed in place of the small one, such as `pocket`."""
+SHIPPED = Path(__file__).parents[2] / "deployments" / "experiments"
+EXPERIMENT = (SHIPPED / f"{CHOSEN}.toml").read_text() if CHOSEN else JUDGED
+PATIENCE = 3600 if CHOSEN else 600
+"""Seconds within which a run must end."""
 OF_THE_RUN = {"run", "started", "seconds", "stages", "backend"}
 """What a report says of its run, and not of the models."""
 
@@ -99,7 +105,7 @@ class Attempt:
 
     def follow(self, until=None):
         """Wait for its end; with `until`, kill its group as soon as that stage is over."""
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.words
             if until is not None and until in self.stages():
@@ -239,7 +245,7 @@ def place(tmp_path, court, prefect, monkeypatch):
     """An empty place; what it runs talks to the server that is there."""
     monkeypatch.setenv("PREFECT_API_URL", prefect.url)
     here = Place(tmp_path, court)
-    here.experiment.write_text(JUDGED)
+    here.experiment.write_text(EXPERIMENT)
     yield here
     here.close()
 
@@ -249,7 +255,7 @@ def calm(tmp_path_factory, prefect):
     """An undisturbed run of the small experiment, as everything here should end."""
     with CompatibleServer() as court:
         here = Place(tmp_path_factory.mktemp("calm"), court)
-        here.experiment.write_text(JUDGED)
+        here.experiment.write_text(EXPERIMENT)
         here.run(PREFECT_API_URL=prefect.url).done()
         here.check_nothing_was_repeated()
         yield here

@@ -8,8 +8,6 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 INSTANTS, SEED = 20, 9
-EXPERIMENT = os.environ.get("CHAOS_EXPERIMENT")
-"""Another experiment for the random instants, such as `pocket`."""
 LONGEST = float(os.environ.get("CHAOS_SECONDS", "20"))
 """No attempt is left alone for longer."""
 
