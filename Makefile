@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
-.PHONY: demo ui test test-slow test-pocket test-vllm check format install benchmark clean
+.PHONY: demo ui test test-slow test-chaos test-pocket test-vllm check format install benchmark \
+	benchmark-orchestration clean
 
 install: $(READY)
 
@@ -30,7 +31,11 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not pocket"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not chaos"
+
+# Whole runs that are killed, damaged and starved; docs/chaos.md says how, and what must come of it.
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos
 
 # The demo on the stand-in for Modal and here: the same report, to 1e-6.
 test-pocket: $(READY)
@@ -79,6 +84,10 @@ $(BENCHMARK)/.ready: benchmarks/requirements.txt
 
 benchmark: $(BENCHMARK)/.ready
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BENCHMARK)/bin/python -W ignore benchmarks/metrics.py
+
+# What orchestration costs: a cold demo, then cached ones.
+benchmark-orchestration: $(READY)
+	$(BIN)/python -m benchmarks.orchestration
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(BENCHMARK) .calibration .prefect runs

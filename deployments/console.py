@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import httpx
 from prefect.exceptions import TerminationSignal
 from rich.console import Console as Terminal
 from rich.live import Live
@@ -67,5 +68,9 @@ def run_flow(flow: str, parameters: dict[str, Any]) -> None:
     # Ctrl-C, a polite kill or Cancel in the UI has ended the jobs by then, and the run's folder says that it
     # was stopped.
     stops = (KeyboardInterrupt, TerminationSignal, asyncio.CancelledError)
-    with suppress(*stops), listening(console), console.live:
-        asyncio.run(FLOWS[flow](**parameters, return_state=True))
+    try:
+        with suppress(*stops), listening(console), console.live:
+            asyncio.run(FLOWS[flow](**parameters, return_state=True))
+    except httpx.TransportError as error:
+        # It is asked for only what it is shown: the run's folder knows how the run ended.
+        console.terminal.print(f"the Prefect server went out of reach ({error}) and does not show the end")

@@ -11,6 +11,7 @@ from calibration.judges.cascade import model_behind
 from calibration.judges.ledger import latest_request
 from calibration.judges.money import Cost
 from tasks.journal import current_journal
+from tasks.telling import tell
 
 KEY = "judging-costs"
 
@@ -28,7 +29,8 @@ async def showing_costs(judge: Judge) -> AsyncIterator[None]:
         if model:
             shown = [_row("this run", cost) for cost in model.costs(journal.asked_before)]
             shown += [_row("all runs", cost) for cost in model.costs()]
-            await acreate_table_artifact(shown, key=KEY, description=f"Costs of judging by {judge.version}")
+            words = f"Costs of judging by {judge.version}"
+            await tell(lambda: acreate_table_artifact(shown, key=KEY, description=words))
 
 
 def _row(scope: str, cost: Cost) -> dict[str, object]:

@@ -39,6 +39,7 @@ from tasks.journal import current_journal
 from tasks.publish import run_info
 from tasks.record import stored_baseline
 from tasks.stage import stage
+from tasks.telling import tell
 
 POLICY, TRAINED, DEPLOYED = "router_policy.json", "trained.json", "deployed.json"
 _TRAINED = TypeAdapter(tuple[TrainedSystem, ...])
@@ -202,7 +203,8 @@ async def publish_drift(before: Stored, after: Deployed, found: Artifact) -> Non
     if drift.policy is not None:
         drift.policy.write(folder / POLICY)
     mark(Run.find(runs_root(), before.run).folder / POLICY, drift, info.run)
-    await acreate_markdown_artifact(text, key="drift-report", description=f"Report of run {info.run}")
+    words = f"Report of run {info.run}"
+    await tell(lambda: acreate_markdown_artifact(text, key="drift-report", description=words))
 
 
 def mark(policy: Path, drift: Drift, run: str) -> None:

@@ -41,6 +41,8 @@ class Journal:
     refresh: str | None = None
     """Stages whose name begins with this are run again although a result is stored."""
     stages: list[StageRecord] = field(default_factory=list)
+    is_server_lost: bool = False
+    """Whether the Prefect server has gone; nothing more is told to it."""
     clock: float = field(default_factory=time.monotonic)
     """When it began, by a clock that nobody sets."""
     asked_before: int | None = None

@@ -8,6 +8,7 @@ from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifa
 
 from calibration.jobs.work import Progress
 from tasks.journal import current_journal
+from tasks.telling import tell
 
 UI_SECONDS = 3.0
 
@@ -23,11 +24,14 @@ async def reporting(title: str) -> AsyncIterator[Progress]:
         latest = (fraction, f"{title}: {note}" if note else title)
         journal.progress(title, fraction, note)
 
-    identifier = await acreate_progress_artifact(0.0, description=title)
+    identifier = await tell(lambda: acreate_progress_artifact(0.0, description=title))
 
     async def show() -> None:
-        fraction, text = latest
-        await aupdate_progress_artifact(identifier, progress=100 * fraction, description=text)
+        if identifier is not None:
+            fraction, text = latest
+            await tell(
+                lambda: aupdate_progress_artifact(identifier, progress=100 * fraction, description=text)
+            )
 
     async def keep_up() -> None:
         while True:

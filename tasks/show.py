@@ -19,6 +19,7 @@ from calibration.stages.data import LEFT_OUT
 from calibration.stages.summary import load_summary, summarise_answers
 from tasks.journal import current_journal
 from tasks.stage import stage
+from tasks.telling import tell
 
 
 @stage("calibration.stages.summary", libraries=("numpy", "scipy", "matplotlib"), name="summarise {label}")
@@ -54,9 +55,6 @@ async def show_report(run: str, place: str, markdown: str) -> None:
 
 
 async def _show(name: str, markdown: str, description: str = "") -> None:
-    cost = current_journal().spending()
-    await acreate_markdown_artifact(
-        f"{markdown}\n\nCost of this run so far: {cost}.",
-        key=re.sub(r"[^a-z0-9]+", "-", name),
-        description=description or name.capitalize(),
-    )
+    text = f"{markdown}\n\nCost of this run so far: {current_journal().spending()}."
+    key, words = re.sub(r"[^a-z0-9]+", "-", name), description or name.capitalize()
+    await tell(lambda: acreate_markdown_artifact(text, key=key, description=words))

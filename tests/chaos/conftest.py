@@ -26,6 +26,12 @@ ENDS = {"Completed", "Cached", "Failed"}
 COURT = '[judge]\nkind = "openai"\nmodel = "judge-7b"\nservice = "court"\n'
 """A judge behind a server that counts on its side."""
 JUDGED = SMALL.replace('[judge]\nkind = "exact"\n', COURT)
+CHOSEN = os.environ.get("CHAOS_EXPERIMENT")
+"""A shipped experiment to be killed in place of the small one, such as `pocket`."""
+SHIPPED = Path(__file__).parents[2] / "deployments" / "experiments"
+EXPERIMENT = (SHIPPED / f"{CHOSEN}.toml").read_text() if CHOSEN else JUDGED
+PATIENCE = 3600 if CHOSEN else 600
+"""Seconds within which a run must end."""
 OF_THE_RUN = {"run", "started", "seconds", "stages", "backend"}
 """What a report says of its run, and not of the models."""
 
@@ -99,13 +105,18 @@ class Attempt:
 
     def follow(self, until=None):
         """Wait for its end; with `until`, kill its group as soon as that stage is over."""
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.words
             if until is not None and until in self.stages():
                 kill(self.process)
             time.sleep(0.02)
         return self
+
+    def wait_for(self, stage):
+        """Wait until this stage is over, in a run that goes on."""
+        wait_until(lambda: stage in self.stages() or self.process.poll() is not None, 120)
+        assert self.process.poll() is None, self.words
 
     def done(self):
         """Wait for an end that must be a good one."""
@@ -164,9 +175,17 @@ class Place:
     def resume(self, **environment):
         return self.begin("resume", "latest", **environment)
 
-    def numbers(self, run="latest"):
+    def begin_anew(self):
+        """An empty store and no runs; what came of the earlier ones was looked at."""
+        for folder in (self.store, self.runs):
+            shutil.rmtree(folder)
+        self.book.unlink()
+        self.court.seen.clear()
+        self.court.cases.clear()
+
+    def numbers(self, runs="runs"):
         """All that a report says, but for what it says of its run and of the time."""
-        report = json.loads((self.runs / run / "report.json").read_text())
+        report = json.loads((self.folder / runs / "latest" / "report.json").read_text())
         for policy in report["policies"].values():
             del policy["created"], policy["expires"]
         return {name: value for name, value in report.items() if name not in OF_THE_RUN}
@@ -185,6 +204,9 @@ class Place:
     def check_nothing_was_repeated(self):
         """By what the watched processes and the judge's server counted, and by the ledger's own rows."""
         assert set(self.finished_jobs().values()) <= {1}, self.finished_jobs()
+        self.check_no_call_was_repeated()
+
+    def check_no_call_was_repeated(self):
         if not self.court.count:
             return
         with sqlite3.connect(self.store / "judge.sqlite") as ledger:
@@ -223,7 +245,7 @@ def place(tmp_path, court, prefect, monkeypatch):
     """An empty place; what it runs talks to the server that is there."""
     monkeypatch.setenv("PREFECT_API_URL", prefect.url)
     here = Place(tmp_path, court)
-    here.experiment.write_text(JUDGED)
+    here.experiment.write_text(EXPERIMENT)
     yield here
     here.close()
 
@@ -233,11 +255,20 @@ def calm(tmp_path_factory, prefect):
     """An undisturbed run of the small experiment, as everything here should end."""
     with CompatibleServer() as court:
         here = Place(tmp_path_factory.mktemp("calm"), court)
-        here.experiment.write_text(JUDGED)
+        here.experiment.write_text(EXPERIMENT)
         here.run(PREFECT_API_URL=prefect.url).done()
         here.check_nothing_was_repeated()
         yield here
         here.close()
+
+
+@pytest.fixture
+def light(place, recorded):  # noqa: F811 - the fixture of that name
+    """A place whose experiment takes its answers from a table: seconds, most of them the judge's."""
+    text = recorded().read_text().replace('[judge]\nkind = "recorded"\npath = "answers.csv"\n', COURT)
+    assert COURT in text
+    place.experiment.write_text(text)
+    return place
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""A disk that has no room left."""
+
+import hashlib
+import json
+import os
+import subprocess
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+MOUNT, UMOUNT = "/bin/mount", "/bin/umount"
+SIZE = 8_000_000
+ROOMS = (200_000, 500_000, 1_200_000)
+"""Bytes that are left when a run begins; each is enough for some of its stages."""
+
+
+@pytest.fixture
+def small_disk(place):
+    """A disk of its own for the store and the runs, and a function that leaves so much room on it."""
+    disk = place.folder / "disk"
+    disk.mkdir()
+    mount = [MOUNT, "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    place.store, place.runs = disk / "store", disk / "runs"
+    filler = disk / "filler"
+
+    def leave(room):
+        filler.unlink(missing_ok=True)
+        left = os.statvfs(disk)
+        filler.write_bytes(bytes(max(0, left.f_bavail * left.f_frsize - room)))
+
+    yield leave
+    place.close()
+    subprocess.run([UMOUNT, str(disk)], check=True)
+
+
+def altered(store):
+    """Artifacts whose files are not those that their manifest names, by a look of our own."""
+    found = []
+    for manifest in (store / "artifacts").rglob("manifest.json"):
+        for name, digest in json.loads(manifest.read_text())["files"].items():
+            content = (manifest.parent / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != digest:
+                found.append(manifest.parent)
+    return found
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_costs_nothing_that_was_whole(place, calm, small_disk):
+    came_to = []
+    for room in ROOMS:
+        small_disk(room)
+        attempt = (place.resume() if came_to else place.run()).follow()
+        assert attempt.process.returncode != 0, attempt.words
+        said = [line for line in attempt.words.splitlines() if "the disk is full" in line]
+        assert said, attempt.words
+        assert str(place.store) in said[0] or str(place.runs) in said[0]
+        assert "Traceback" not in attempt.words
+        assert not altered(place.store)
+        came_to.append(len(attempt.stages()))
+    assert came_to[0] < came_to[-1]
+
+    small_disk(SIZE)
+    place.resume().done()
+
+    assert place.numbers() == calm.numbers()
+    assert not altered(place.store)
+    place.check_nothing_was_repeated()
