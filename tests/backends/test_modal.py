@@ -94,7 +94,9 @@ def test_a_model_of_the_hub_is_fetched_without_a_gpu_and_then_asked(cloud, store
     )
 
 
-def test_vllm_is_asked_in_an_image_of_its_own(cloud, store, random_model):
+def test_vllm_is_asked_in_an_image_of_its_own_and_each_on_the_gpu_that_was_asked_for(
+    cloud, store, random_model
+):
     questions = store.save_rows("questions", [Question(id="q", text="why?", answers=("x",))], Question)
     with store.draft() as draft:
         shutil.copytree(random_model, draft, dirs_exist_ok=True)
@@ -103,11 +105,12 @@ def test_vllm_is_asked_in_an_image_of_its_own(cloud, store, random_model):
     # The containers here are of this environment, which has no vLLM.
     with pytest.raises(ConfigurationError, match="must run where vLLM is installed"):
         run(job, store, "vllm")
-    run(job.model_copy(update={"engine": Hf(max_tokens=1)}), store, "hf")
+    hf_job = job.model_copy(update={"engine": Hf(max_tokens=1)})
+    run(hf_job, store, "hf", ON.model_copy(update={"infer_gpu": "H100"}))
     vllm, hf = (call.function for call in cloud.calls.values())
     assert (vllm.function_name, hf.function_name) == ("infer_vllm", "infer")
     assert vllm.image_id != hf.image_id
-    assert vllm.resources.gpu_config.gpu_type == hf.resources.gpu_config.gpu_type == "A100-40GB"
+    assert [one.resources.gpu_config.gpu_type for one in (vllm, hf)] == ["A100-40GB", "H100"]
 
 
 def test_answers_that_are_there_already_need_no_container(cloud, store, tmp_path):
