@@ -34,7 +34,7 @@ from calibration.metrics.ranking import auroc
 from calibration.routing.policy import RouterPolicy
 from calibration.schema import Schema
 from calibration.systems import READABLE, Scores, System, fitted_platt, with_platt
-from calibration.verdict import ACCURACY_MARGIN, ENOUGH
+from calibration.verdict import ACCURACY_MARGIN, AUROC_MARGIN, ENOUGH
 
 Decision: TypeAlias = Literal["unchanged", "cannot tell", "refit", "retrain"]
 DECISIONS: tuple[Decision, ...] = ("unchanged", "cannot tell", "refit", "retrain")
@@ -90,7 +90,7 @@ class Comparison(Schema):
     n_left_out: int
     """Answers of now without them; of the same questions, of then or now."""
     n_identical: int | None = None
-    """Same answer with the same confidence, of the same questions."""
+    """Same answer with the same confidence but for rounding, of the same questions."""
     changes: tuple[Change, ...] = ()
     decision: Decision
     reason: str
@@ -268,7 +268,7 @@ class _Comparer:
         by_name = {change.name: change for change in changes}
         if worse := self._beyond_a_map(by_name):
             return "retrain", worse, None
-        moved = _moved(by_name) or _broken_promise(self.policy, new, 1 - self._error)
+        moved = _moved(by_name, self.allowed.gap) or _broken_promise(self.policy, new, 1 - self._error)
         if moved and not mended_by_map(self.after, self.allowed, self.seed):
             return "retrain", f"{moved}, and no map fitted anew would fit", None
         if moved:
@@ -289,7 +289,7 @@ class _Comparer:
     def _beyond_a_map(self, changes: Mapping[Figure, Change]) -> str:
         """What no map mends, in words; empty when there is nothing of the kind."""
         ranking, right = changes["auroc"], changes["accuracy"]
-        if ranking.high is not None and ranking.high < -_ROUNDING:
+        if _differs(ranking, AUROC_MARGIN) and (ranking.high or 0) < 0:
             return f"the confidence ranks worse: AUROC {_written(ranking)}"
         if right.high is None or not right.before:
             return ""
@@ -353,8 +353,8 @@ class _Found:
         return max(ENOUGH, math.ceil(n * ours**2 / room)) if room > 0 else None
 
 
-_ROUNDING = 1e-9
-"""Numbers that differ by less are equal."""
+SAME = 1e-5
+"""Confidences that differ by less are the same: a batch of other questions moves their last digits."""
 
 
 def _figures(mapped: CalibrationMap, answers: Graded) -> Callable[[IntArray], FloatArray]:
@@ -418,14 +418,26 @@ def _half(found: Estimate) -> float:
     return (found.high - found.low) / 2
 
 
-def _moved(changes: Mapping[Figure, Change]) -> str:
-    """How the map has come to misfit, in words; empty when it has not."""
+def _moved(changes: Mapping[Figure, Change], tolerance: float) -> str:
+    """How the map has come to misfit, in words; empty when it has not, or certainly by no more than allowed.
+
+    The certain but tiny does not count: the same model in batches of other questions adds up its numbers in
+    another order, and its confidences differ in their last digits.
+    """
     gap, error = changes["gap"], changes["rms"]
-    if gap.low is not None and gap.high is not None and (gap.low > _ROUNDING or gap.high < -_ROUNDING):
+    if _differs(gap, tolerance):
         return f"the map no longer fits: the gap to the accuracy {_written(gap)}"
-    if error.low is not None and error.low > _ROUNDING:
+    if _differs(error, tolerance) and (error.low or 0) > 0:
         return f"the map no longer fits: its RMS calibration error {_written(error)}"
     return ""
+
+
+def _differs(change: Change, tolerance: float) -> bool:
+    """Whether a figure has certainly changed, and not certainly by less than the tolerance."""
+    if change.low is None or change.high is None:
+        return False
+    is_other = change.low > 0 or change.high < 0
+    return is_other and not -tolerance <= change.low <= change.high <= tolerance
 
 
 def _broken_promise(policy: RouterPolicy, new: Graded, confidence: float) -> str:
@@ -479,6 +491,9 @@ def _identical(before: Measurement, after: Measurement, then: Scores, now: Score
     old = dict(zip(then.ids, then.confidence.tolist(), strict=True))
     return sum(
         before.answers[question] == after.answers[question]
-        and (confidence == old[question] or (math.isnan(confidence) and math.isnan(old[question])))
+        and (
+            math.isclose(confidence, old[question], rel_tol=0, abs_tol=SAME)
+            or (math.isnan(confidence) and math.isnan(old[question]))
+        )
         for question, confidence in zip(now.ids, now.confidence.tolist(), strict=True)
     )

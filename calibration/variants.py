@@ -19,7 +19,7 @@ from calibration.metrics.inference import noninferior
 from calibration.metrics.ranking import auroc
 from calibration.records import Split
 from calibration.schema import Schema
-from calibration.systems import Scores, System, skill_after_map
+from calibration.systems import ENOUGH_TO_FIT, READABLE, Scores, System, skill_after_map
 from calibration.verdict import ACCURACY_MARGIN
 
 Value: TypeAlias = bool | int | float | str
@@ -163,8 +163,17 @@ def _cell(name: str, base: System, system: System, seed: int) -> Cell:
         accuracy=float(scores.correct[scores.judged].mean()) if scores.judged.any() else None,
         skill=float(skill) if np.isfinite(skill) else None,
         auroc=ranking if np.isfinite(ranking) else None,
-        problem=_problem(base.on(CHOOSING), scores, seed) if np.isfinite(skill) else "no map can be fitted",
+        problem=_problem(base.on(CHOOSING), scores, seed) if np.isfinite(skill) else _unfit(scores),
     )
+
+
+def _unfit(scores: Scores) -> str:
+    usable, judged = int(scores.usable.sum()), int(scores.judged.sum())
+    if judged < ENOUGH_TO_FIT:
+        return f"{judged} validation answers are too few; it takes {ENOUGH_TO_FIT}"
+    if usable < READABLE * judged:
+        return f"only {usable} of {judged} confidences can be read"
+    return "no map can be fitted"
 
 
 def _problem(base: Scores, cell: Scores, seed: int) -> str:

@@ -77,6 +77,17 @@ def test_the_same_answers_are_unchanged_and_every_change_is_nothing():
     assert {(c.change, c.low, c.high) for c in found.changes} == {(0.0, 0.0, 0.0)}
 
 
+def test_last_digits_that_differ_are_no_drift():
+    before = World(300, 1).asked()
+    after = System(
+        "base",
+        "geometric_mean",
+        {s: Scores(p.ids, p.confidence - 1e-7, p.correct) for s, p in before.scores_by_split.items()},
+    )
+    [found] = drift(before, after)
+    assert (found.decision, found.n_identical) == ("unchanged", 300)
+
+
 def test_a_model_that_got_louder_needs_a_new_map_only():
     world = World(600, 2)
     [found] = drift(world.asked(), world.asked(louder=1.0))

@@ -101,5 +101,5 @@ def test_a_cell_that_pays_with_accuracy_or_cannot_be_read_is_not_chosen():
     assert found.chosen == "plain"
     problems = {cell.name: cell.problem for cell in found.cells}
     assert "loses accuracy" in problems["costly"]
-    assert problems["unread"]
+    assert problems["unread"] == "only 540 of 600 confidences can be read"
     assert rank(base, {"costly": costly}, {}, seed=0).chosen is None

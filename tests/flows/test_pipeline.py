@@ -279,11 +279,14 @@ def test_methods_are_compared_on_what_another_run_has_measured(whole):
     assert one["rows"] == other["rows"]
 
 
+@pytest.mark.slow
 def test_a_sweep_tests_the_best_cell_alone_and_a_cell_that_fails_stops_no_other(whole):
     over = {"methods.dpo.minimum_gap": [0.0, 1.0]}  # of the second, no row is left to learn from
-    state, book, stages = run(sweep, experiment(), over=over)
+    splits = {"train": 0.3, "calibration": 0.25, "validation": 0.25, "test": 0.2}
+    asked = Experiment.model_validate({**EXPERIMENT, "splits": splits})
+    state, book, stages = run(sweep, asked, over=over)
     assert state.is_failed()
-    assert stages["prepare questions"] == stages["judge tiny stated"] == "Cached"
+    assert stages["obtain tiny"] == "Cached"
     assert "infer dpo-minimum_gap-0 validation stated" in stages
     ranking = json.loads((book.folder / "sweep.json").read_text())
     cells = {cell["name"]: cell for cell in ranking["cells"]}
@@ -292,24 +295,24 @@ def test_a_sweep_tests_the_best_cell_alone_and_a_cell_that_fails_stops_no_other(
     tested = {row["system"] for row in report["rows"]} - {"base", "constant"}
     assert tested == {ranking["chosen"]} - {None}
     assert ("infer dpo-minimum_gap-0 stated" in stages) == (ranking["chosen"] is not None)
-    questions = cells["dpo-minimum_gap-0"]["n"]
-    assert 0 < questions < report["counts"]["validation"] + 1
+    assert ranking["base"]["n"] == report["counts"]["validation"]
     assert any("2 cells were tried" in note for note in report["notes"])
     assert "2 cells were tried" in (book.folder / "summary.txt").read_text()
     assert [gap["system"] for gap in report["missing"]] == ["dpo-minimum_gap-1"]
 
 
-def test_a_model_that_is_measured_again_gives_the_same_answers_and_pays_no_judge(whole):
+def test_a_model_that_is_measured_again_is_asked_again_and_gives_the_same_answers(whole):
     base, _ = whole
     book, stages = run(remeasure, base.folder.name)[1:]
     asked = [name for name in stages if name.startswith("infer")]
     assert [stages[name] for name in asked] == ["Completed"]
     found = json.loads((book.folder / "drift.json").read_text())
     assert found["system"] == json.loads((base.folder / "router_policy.json").read_text())["system"]
-    assert found["decision"] == "unchanged"
     [comparison] = found["comparisons"]
-    assert comparison["n_identical"] == comparison["n_after"] + comparison["n_left_out"]
-    assert {change["change"] for change in comparison["changes"]} == {0.0}
+    assert comparison["n_identical"] == comparison["n_after"] + comparison["n_left_out"] > 0
+    # The same answers, but not a hundred of them.
+    assert (found["decision"], comparison["needed"]) == ("cannot tell", 100)
+    assert not any("train" in name for name in stages)
 
 
 def test_an_audit_of_the_judge_corrects_the_report_and_smooths_the_labels_of_dpo(whole, folders):
