@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from calibration.artifacts import MANIFEST, Artifact, Store, inside
-from calibration.errors import ArtifactError, ConfigurationError
+from calibration.errors import ArtifactError, ConfigurationError, DiskFullError
 
 
 @pytest.fixture
@@ -32,6 +33,33 @@ def test_a_changed_byte_is_never_served(store):
     (store.folder(artifact) / "a").write_text("wrong")
     with pytest.raises(ArtifactError, match="altered"):
         store.folder(artifact)
+
+
+@pytest.mark.parametrize("manifest", ["whole", "{"], ids=["whole", "garbled"])
+def test_damage_names_the_artifact_and_its_files(store, manifest):
+    artifact = keep(store, a="right", b="right")
+    assert store.damage(artifact) == ""
+    folder = store.folder(artifact)
+    (folder / "a").write_text("wrong")
+    if manifest == "{":
+        (folder / MANIFEST).write_text(manifest)
+    assert store.damage(artifact).startswith(
+        f"thing {artifact.sha256[:12]} was altered after it was stored (a"
+    )
+
+
+def test_a_full_disk_is_told_from_other_errors(store):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, RuntimeError("safetensors: No space left on device (os error 28)")):
+        with (
+            pytest.raises(DiskFullError, match=rf"{store.root} must have room"),
+            store.explaining_full_disk(),
+        ):
+            raise error
+    with pytest.raises(DiskFullError), store.explaining_full_disk():
+        raise RuntimeError("unexpected position") from full
+    with pytest.raises(OSError, match="other"), store.explaining_full_disk():
+        raise OSError(errno.EIO, "other")
 
 
 def test_an_added_file_is_never_served(store):

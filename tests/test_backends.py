@@ -110,6 +110,21 @@ def test_finished_work_whose_result_is_gone_is_done_again(store, random_model):
     assert run(job, store) == artifact
 
 
+def test_a_note_of_finished_work_that_cannot_be_read_counts_as_none(store):
+    (store.scratch("key") / "done.json").write_text('{"kind": "mod')
+    assert finished(store, "key") is None
+
+
+def test_a_note_of_finished_work_takes_the_place_of_its_checkpoints(store):
+    scratch = store.scratch("key")
+    (scratch / "checkpoint-1").mkdir()
+    (scratch / "pretrain.pt").write_text("half")
+    artifact = store.save_rows("questions", [], Question)
+    finish(store, "key", artifact)
+    assert [path.name for path in scratch.iterdir()] == ["done.json"]
+    assert finished(store, "key") == artifact
+
+
 def test_a_worker_ends_when_its_parent_is_killed(store, random_model, tmp_path):
     job = tmp_path / "job.json"
     job.write_text(

@@ -17,6 +17,8 @@ from tasks.journal import Journal, keeping
 from tasks.stage import stage
 
 RAN = []
+NOTES = []
+"""What was noted of each stage."""
 
 
 async def write(text, ran_as):
@@ -72,6 +74,7 @@ def run(work, refresh=None):
 
     with keeping(Journal(refresh=refresh)) as journal:
         result = asyncio.run(around())
+    NOTES.extend(record.note for record in journal.stages)
     return result, [(record.name, record.state) for record in journal.stages]
 
 
@@ -110,8 +113,21 @@ def test_a_lost_artifact_is_made_again_and_what_follows_stays_cached():
 def test_an_altered_artifact_is_made_again():
     artifact, _ = run(lambda: first("a"))
     (Store.from_environment().folder(artifact) / "text").write_text("altered")
+    NOTES.clear()
     assert run(lambda: first("a"))[1] == [("first a", "Completed")]
+    [note] = NOTES
+    assert note == f"text {artifact.sha256[:12]} was altered after it was stored (text)"
     assert (Store.from_environment().folder(artifact) / "text").read_text() == "a"
+
+
+def test_a_record_that_cannot_be_read_is_said_and_made_again(tmp_path):
+    run(lambda: first("a"))
+    [record] = (tmp_path / "store" / "cache" / "first").iterdir()
+    record.write_text(record.read_text()[:50])
+    NOTES.clear()
+    assert run(lambda: first("a"))[1] == [("first a", "Completed")]
+    assert run(lambda: first("a"))[1] == [("first a", "Cached")]
+    assert NOTES == ["its record in the cache could not be read", ""]
 
 
 def test_a_changed_setting_of_a_plugin_repeats_only_what_depends_on_it():
