@@ -28,6 +28,7 @@ def run(page):
     """Submit the form and open the run that came of it, as a person does; the run's id."""
     with page.expect_response(lambda answer: "create_flow_run" in answer.url) as created:
         submit(page)
+    assert created.value.ok, created.value.text()
     identifier = created.value.json()["id"]
     page.locator(f'a[href*="/runs/flow-run/{identifier}"]').first.click()
     page.wait_for_url(re.compile(identifier))
