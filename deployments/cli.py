@@ -193,6 +193,9 @@ def _set_environment(options: argparse.Namespace) -> None:
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(store.root / "cache")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    # A temporary server asks for the same password as a lasting one.
+    if secret := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", secret)
     # Prefect keeps the error of a failed flow, and outside of this project's folder as a pickle.
     os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] = "json"
     if not options.verbose:

@@ -46,7 +46,7 @@ OPEN = "open"
 
 WORDS = {
     **{word.lower(): word for word in ("AI", "DPO", "GiB", "GPU", "ID", "KL", "LLM", "LM", "LoRA", "NQ")},
-    **{word.lower(): word for word in ("Modal", "QA", "SLM", "URL", "USD", "vLLM")},
+    **{word.lower(): word for word in ("Modal", "SimpleQA", "SLM", "TriviaQA", "URL", "USD", "vLLM")},
     "hf": "Transformers",
 }
 """Words of a title that are not simply written in lower case."""
@@ -58,7 +58,7 @@ def title_of(name: str) -> str:
     >>> title_of("max_usd"), title_of("slm_cost"), title_of("NqOpen"), title_of("entities_per_topic")
     ('Max USD', 'SLM cost', 'NQ open', 'Entities per topic')
     """
-    words = [word.lower() for word in re.split(r"_|(?<=[a-z])(?=[A-Z])", name)]
+    words = [word.lower() for word in re.split(r"_|(?<=[a-z])(?=[A-Z][a-z])", name)]
     title = " ".join(WORDS.get(word, word) for word in words)
     return title if words[0] in WORDS else title[0].upper() + title[1:]
 

@@ -57,8 +57,6 @@ def _set_prefect_environment(url: str) -> None:
     os.environ["PREFECT_API_URL"] = url
     os.environ["SLM_CALIBRATION_STORE"] = str(Store.from_environment().root)
     os.environ["SLM_CALIBRATION_RUNS"] = str(runs_root())
-    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", os.environ["PREFECT_SERVER_API_AUTH_STRING"])
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "2")
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 

@@ -48,6 +48,10 @@ def environment(folder, **more):
     return mine | {"PREFECT_HOME": str(folder / ".prefect"), "OMP_NUM_THREADS": "1"} | more
 
 
+def _unless_busy(answer):
+    return None if isinstance(answer, tuple) and answer[0] == 503 else answer
+
+
 class Server:
     """A Prefect server in a folder of its own, from its command to its end."""
 
@@ -110,9 +114,9 @@ class Server:
         return {own["name"]: own["id"] for own in self.call("/deployments/filter", {})}
 
     def start(self, deployment, **parameters):
-        """Start a run as the UI does."""
+        """Start a run as the UI does; on SQLite a busy server may ask to try again (503)."""
         path = f"/deployments/{self.deployments[deployment]}/create_flow_run"
-        return self.call(path, {"parameters": parameters})
+        return self.until(lambda: _unless_busy(self.call(path, {"parameters": parameters})), 60)
 
     def started(self, deployment, **parameters):
         """The id of a run that was started."""

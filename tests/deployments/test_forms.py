@@ -179,7 +179,7 @@ def test_what_is_chosen_by_tabs_is_shown_by_tabs():
         FORMS["calibrate"]["definitions"][choice["$ref"].rpartition("/")[2]]["title"]
         for choice in form["data"]["anyOf"]
     ]
-    assert titles == ["Unchanged", "World", "Table", "Simple QA", "Trivia QA", "NQ open", "Mixture"]
+    assert titles == ["Unchanged", "World", "Table", "SimpleQA", "TriviaQA", "NQ open", "Mixture"]
 
 
 async def declared(entry):

@@ -166,3 +166,17 @@ def test_with_an_auth_string_strangers_are_refused_and_runs_go_on(tmp_path):
         assert done.returncode == 0, done.stderr
     finally:
         served.stop()
+
+
+@pytest.mark.slow
+def test_with_an_auth_string_a_run_without_a_server_goes_on(tmp_path):
+    write_experiment(tmp_path)
+    done = subprocess.run(
+        [COMMAND, "run", "recorded.toml"],
+        cwd=tmp_path,
+        env=environment(tmp_path, PREFECT_SERVER_API_AUTH_STRING="somebody:secret"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
