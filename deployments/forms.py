@@ -215,7 +215,10 @@ def _entry(kind: Any) -> Any:  # noqa: ANN401
     parts = get_args(get_args(kind)[0]) if get_origin(kind) is Annotated else (kind,)
     if not all(map(_is_settings, parts)):
         return create_model(
-            "NamedValue", __base__=NamedValue, value=(kind, Field(title="Value", description="What it is."))
+            "NamedValue",
+            __base__=NamedValue,
+            __doc__=NamedValue.__doc__,
+            value=(kind, Field(title="Value", description="What it is.")),
         )
     forms = [form_of(part, Named) for part in parts]
     return forms[0] if len(forms) == 1 else _tabs(forms, NamedUnchanged)
