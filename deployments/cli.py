@@ -122,7 +122,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
 
     name = run or new_run_id(experiment.name)
     extra = {"base": options.base} if options.flow == "compare" else {}
-    run_flow(
+    trouble = run_flow(
         options.flow,
         {
             "experiment": experiment,
@@ -132,16 +132,16 @@ def _start(options: argparse.Namespace, experiment: Experiment, run: str | None)
             **extra,
         },
     )
-    _print_outcome(Run.find(runs_root(), name))
+    _print_outcome(Run.find(runs_root(), name), trouble)
 
 
-def _print_outcome(book: Run) -> None:
+def _print_outcome(book: Run, trouble: str) -> None:
     record = book.read()
     if (book.folder / SUMMARY).exists():
         print((book.folder / SUMMARY).read_text(encoding="utf-8"))
         print(f"report: {book.folder / 'report.html'}")
     if record.state != "Completed":
-        print(f"slm-calibration: run {record.run} failed: {record.error}", file=sys.stderr)
+        print(f"slm-calibration: run {record.run} failed: {record.error or trouble}", file=sys.stderr)
         print(f"continue it: slm-calibration resume {record.run}", file=sys.stderr)
         raise SystemExit(1)
 

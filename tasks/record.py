@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
+from calibration.artifacts import explaining_full_disk
 from calibration.backends import BackendConfig
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
@@ -45,7 +46,7 @@ def recording(
     state, error = "Failed", "stopped"
     try:
         journal = Journal(run=book, listener=current_listener(), refresh=refresh)
-        with keeping(journal), heeding_cancellation():
+        with keeping(journal), heeding_cancellation(), explaining_full_disk(book.folder):
             yield record
         state, error = "Completed", ""
     except Exception as caught:
@@ -53,7 +54,8 @@ def recording(
         raise
     finally:
         seconds = round(time.monotonic() - started, 3)
-        book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
+        with explaining_full_disk(book.folder):
+            book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
 
 
 def _continued(record: RunRecord) -> Run:

@@ -23,7 +23,7 @@ from prefect.serializers import Serializer
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from prefect.transactions import IsolationLevel
 
-from calibration.artifacts import Artifact, Store
+from calibration.artifacts import Artifact, Store, explaining_full_disk
 from calibration.errors import ArtifactError, JobError
 from calibration.jobs.work import work_key
 from tasks.journal import current_journal
@@ -173,7 +173,7 @@ def stage(
             if note:
                 get_run_logger().warning("%s: %s; it is not used", title, note)
             journal.record(title, ended, time.monotonic() - started, note)
-            with Store.from_environment().explaining_full_disk():
+            with explaining_full_disk(Store.from_environment().root):
                 artifact: Artifact = await state.aresult()
             return artifact
 
