@@ -71,26 +71,6 @@ class Store:
             ) from error
 
     @contextmanager
-    def explaining_full_disk(self) -> Iterator[None]:
-        """Say in one sentence that the disk is full, whichever library ran into it.
-
-        Raises:
-            DiskFullError: Instead of an error that comes of a full disk.
-        """
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, CalibrationError) or not (_is_full(error) or self._is_full()):
-                raise
-            raise DiskFullError(
-                f"the store {self.root} must have room; the disk is full. Free some, then continue: "
-                "slm-calibration resume latest"
-            ) from error
-
-    def _is_full(self) -> bool:
-        return self.root.exists() and shutil.disk_usage(self.root).free < LEAST_BYTES
-
-    @contextmanager
     def draft(self) -> Iterator[Path]:
         """An empty folder to fill; it is gone afterwards unless `keep` took it over."""
         folder = self.root / "drafts" / uuid.uuid4().hex
@@ -196,13 +176,35 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
+@contextmanager
+def explaining_full_disk(folder: Path) -> Iterator[None]:
+    """Say in one sentence that the disk of a folder is full, whichever library ran into it.
+
+    Raises:
+        DiskFullError: Instead of an error that comes of a full disk.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CalibrationError) or not (_speaks_of_full(error) or _is_full(folder)):
+            raise
+        raise DiskFullError(
+            f"{folder} must have room; the disk is full. Free some, then continue: "
+            "slm-calibration resume latest"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_full(error: BaseException | None) -> bool:
+def _is_full(folder: Path) -> bool:
+    return folder.exists() and shutil.disk_usage(folder).free < LEAST_BYTES
+
+
+def _speaks_of_full(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, speaks of a disk without room."""
     while error is not None:
         code = error.errno if isinstance(error, OSError) else None

@@ -130,7 +130,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
 
     name = run or new_run_id(experiment.name)
     extra = {"base": options.base} if options.flow in ("compare", "remeasure") else {}
-    run_flow(
+    trouble = run_flow(
         options.flow,
         {
             "experiment": experiment,
@@ -148,16 +148,17 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
             "Nothing was repeated",
             file=sys.stderr,
         )
-    _print_outcome(book)
+    _print_outcome(book, trouble)
 
 
-def _print_outcome(book: Run) -> None:
+def _print_outcome(book: Run, trouble: str) -> None:
     record = book.read()
     if (book.folder / SUMMARY).exists():
         print((book.folder / SUMMARY).read_text(encoding="utf-8"))
         print(f"report: {book.folder / 'report.html'}")
     if record.state != "Completed":
-        what = "was stopped" if record.state == "Stopped" else f"failed: {record.error}"
+        told = record.error if record.state == "Failed" else trouble
+        what = f"failed: {told}" if told else "was stopped"
         print(f"slm-calibration: run {record.run} {what}", file=sys.stderr)
         print(f"continue it: slm-calibration resume {record.run}", file=sys.stderr)
         raise SystemExit(1)

@@ -62,15 +62,21 @@ class Console:
         self.live.update(table)
 
 
-def run_flow(flow: str, parameters: dict[str, Any]) -> None:
-    """Run a flow in this process; its folder says how it ended."""
+def run_flow(flow: str, parameters: dict[str, Any]) -> str:
+    """Run a flow in this process; its folder says how it ended, unless that could not be written.
+
+    Returns:
+        What went wrong, if anything did.
+    """
     console = Console()
     # Ctrl-C, a polite kill or Cancel in the UI has ended the jobs by then, and the run's folder says that it
     # was stopped.
     stops = (KeyboardInterrupt, TerminationSignal, asyncio.CancelledError)
     try:
         with suppress(*stops), listening(console), console.live:
-            asyncio.run(FLOWS[flow](**parameters, return_state=True))
+            ended = asyncio.run(FLOWS[flow](**parameters, return_state=True))
+            return "" if ended.is_completed() else str(ended.message)
     except httpx.TransportError as error:
         # It is asked for only what it is shown: the run's folder knows how the run ended.
         console.terminal.print(f"the Prefect server went out of reach ({error}) and does not show the end")
+    return ""

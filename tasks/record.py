@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 
-from calibration.artifacts import Store
+from calibration.artifacts import Store, explaining_full_disk
 from calibration.backends import BackendConfig
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
@@ -63,7 +63,7 @@ def recording(
             began=record.started,
         )
         try:
-            with keeping(journal), heeding_cancellation():
+            with keeping(journal), heeding_cancellation(), explaining_full_disk(book.folder):
                 yield record
             state, error = "Completed", ""
         except (CancelledError, KeyboardInterrupt, TerminationSignal):
@@ -72,9 +72,10 @@ def recording(
             state, error = "Failed", in_words(caught)
             raise
         finally:
-            book.spend(journal.spending())
             seconds = round(time.monotonic() - started, 3)
-            book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
+            with explaining_full_disk(book.folder):
+                book.spend(journal.spending())
+                book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
 
 
 def in_words(error: BaseException) -> str:

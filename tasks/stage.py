@@ -19,7 +19,7 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.transactions import IsolationLevel
 
-from calibration.artifacts import Artifact, Store
+from calibration.artifacts import Artifact, Store, explaining_full_disk
 from calibration.errors import JobError
 from calibration.jobs.work import work_key
 from calibration.schema import Schema
@@ -146,7 +146,7 @@ def stage(
             if isinstance(made, Artifact):
                 journal.use(*artifacts_in([made, bound.arguments]), record=finding.record)
             journal.record(title, ended, seconds, note)
-            with Store.from_environment().explaining_full_disk():
+            with explaining_full_disk(Store.from_environment().root):
                 return made if isinstance(made, Artifact) else await state.aresult()
 
         return run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from calibration.artifacts import MANIFEST, Artifact, Store, inside
+from calibration.artifacts import MANIFEST, Artifact, Store, explaining_full_disk, inside
 from calibration.errors import ArtifactError, ConfigurationError, DiskFullError
 
 
@@ -48,17 +48,17 @@ def test_damage_names_the_artifact_and_its_files(store, manifest):
     )
 
 
-def test_a_full_disk_is_told_from_other_errors(store):
+def test_a_full_disk_is_told_from_other_errors(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
     for error in (full, RuntimeError("safetensors: No space left on device (os error 28)")):
         with (
-            pytest.raises(DiskFullError, match=rf"{store.root} must have room"),
-            store.explaining_full_disk(),
+            pytest.raises(DiskFullError, match=rf"{tmp_path} must have room"),
+            explaining_full_disk(tmp_path),
         ):
             raise error
-    with pytest.raises(DiskFullError), store.explaining_full_disk():
+    with pytest.raises(DiskFullError), explaining_full_disk(tmp_path):
         raise RuntimeError("unexpected position") from full
-    with pytest.raises(OSError, match="other"), store.explaining_full_disk():
+    with pytest.raises(OSError, match="other"), explaining_full_disk(tmp_path):
         raise OSError(errno.EIO, "other")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from calibration.artifacts import Artifact, Store
+from calibration.artifacts import Artifact, Store, explaining_full_disk
 from calibration.errors import CalibrationError
 from calibration.jobs import Job
 from calibration.jobs.work import Progress, Work
@@ -25,7 +25,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     store = Store(Path(root))
     try:
-        with store.explaining_full_disk():
+        with explaining_full_disk(store.root):
             artifact = perform(
                 job, key, store, lambda fraction, note: say({"fraction": fraction, "note": note})
             )

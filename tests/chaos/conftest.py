@@ -252,11 +252,13 @@ def place(tmp_path, court, prefect, monkeypatch):
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory, prefect):
-    """An undisturbed run of the small experiment, as everything here should end."""
+    """An undisturbed run of the small experiment, as everything here should end, and how long it took."""
     with CompatibleServer() as court:
         here = Place(tmp_path_factory.mktemp("calm"), court)
         here.experiment.write_text(EXPERIMENT)
+        began = time.monotonic()
         here.run(PREFECT_API_URL=prefect.url).done()
+        here.seconds = time.monotonic() - began
         here.check_nothing_was_repeated()
         yield here
         here.close()
