@@ -74,9 +74,10 @@ class Finding:
 
     def note(self, state: str) -> str:
         """What was wrong, if anything was."""
-        if state == "Cached" or not self.has_record:
+        if state == "Cached":
             return ""
-        return self.damage or ("" if self.is_read else "its record in the cache could not be read")
+        is_garbled = self.has_record and not self.is_read
+        return self.damage or ("its record in the cache could not be read" if is_garbled else "")
 
 
 _finding: ContextVar[Finding | None] = ContextVar("finding", default=None)
