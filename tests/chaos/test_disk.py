@@ -33,7 +33,7 @@ def small_disk(place):
 
     yield leave
     place.close()
-    subprocess.run([UMOUNT, str(disk)], check=True)
+    subprocess.run([UMOUNT, "--lazy", str(disk)], check=True)
 
 
 def altered(store):
