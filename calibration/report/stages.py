@@ -13,12 +13,12 @@ MOST_SHOWN = 10
 
 def answers_page(label: str, summary: Summary, picture: bytes | None) -> str:
     """One system's figures and its reliability diagram."""
-    head = ("read by", "answers", "accuracy", "confidence", "RMS", "floor", "AUROC", "unreadable", "unjudged")
+    head = ("read by", "answers", "accuracy", "confidence", "RMS", "floor", "AUROC", "unreadable")
     rows = [
         (
             *(readout(row.readout), str(row.n), number(row.accuracy), number(row.mean_confidence)),
             *(number(row.rms), number(row.rms_floor), number(row.auroc)),
-            *(str(row.n_unreadable), str(row.n_unjudged)),
+            str(row.n_unreadable),
         )
         for row in summary.rows
     ]
