@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,9 +14,6 @@ from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
 from calibration.jobs.obtain import Obtain
 from calibration.models.hub import Hub
-
-# A shell that runs the tests in the background has them ignore it, and with them all that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 20}

@@ -232,4 +232,4 @@ def test_a_run_that_is_cancelled_in_the_ui_stops_its_container_within_seconds(
     assert "TERMINATED" in str(call.output)
     assert process.wait(timeout=60) == 1
     assert Ledger(Store(tmp_path / "store")).open() == []
-    assert "failed: stopped" in (tmp_path / "said-0").read_text()
+    assert "was stopped" in (tmp_path / "said-0").read_text()
