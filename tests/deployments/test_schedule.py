@@ -106,10 +106,10 @@ def server(tmp_path, monkeypatch):
     started = []
 
     def start(*command):
-        log = (tmp_path / f"log-{len(started)}").open("wb")
-        process = subprocess.Popen(
-            [sys.executable, *command], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-        )
+        with (tmp_path / f"log-{len(started)}").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            )
         started.append(process)
         return process
 

@@ -77,7 +77,8 @@ class Host:
         """How each stage of a run has ended here."""
         path = self.root / "runs" / run / "stages.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return {stage["name"]: stage["state"] for stage in map(json.loads, lines)}
+        stages = {stage["name"]: stage["state"] for stage in map(json.loads, lines)}
+        return {name: state for name, state in stages.items() if state != "Running"}
 
     def report(self, run):
         """The report of a run, once it has ended."""
