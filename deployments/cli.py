@@ -15,9 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
-from calibration.backends.dask import Dask
-from calibration.backends.local import Local
-from calibration.backends.modal import Modal
 from calibration.config import Experiment, apply_change, changed, explain, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
@@ -35,7 +32,9 @@ from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
 from deployments.ui import add_ui
 
-BACKENDS: dict[str, type[Schema]] = {"local": Local, "modal": Modal, "dask": Dask}
+BACKENDS: dict[str, type[Schema]] = {
+    str(backend.model_fields["kind"].default): backend for backend in get_args(get_args(BackendConfig)[0])
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
