@@ -68,9 +68,13 @@ class Run:
         """Make the folder of a new run and point `latest` to it."""
         run = cls(root / record.run)
         run.folder.mkdir(parents=True)
-        (run.folder / USES).touch()
-        run.save(record)
-        _point(root, record.run)
+        try:
+            (run.folder / USES).touch()
+            run.save(record)
+            _point(root, record.run)
+        except BaseException:
+            shutil.rmtree(run.folder, ignore_errors=True)  # half a run could not be found again
+            raise
         return run
 
     @classmethod
@@ -121,8 +125,9 @@ class Run:
         return list(names)
 
     def restart(self) -> None:
-        """Forget the stages of an earlier attempt; their results stay in the store, and this run's."""
-        (self.folder / STAGES).unlink(missing_ok=True)
+        """Forget what an earlier attempt came to; what its stages made stays in the store, and this run's."""
+        for name in (STAGES, SUMMARY):
+            (self.folder / name).unlink(missing_ok=True)
 
     def use(self, use: Use) -> None:
         """Note what it needs of the store."""

@@ -11,30 +11,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import TypeAdapter, ValidationError
-
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
-from calibration.config import Experiment, apply_change, changed, explain, load_experiment
+from calibration.config import Experiment, apply_change, changed, load_experiment
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
 from calibration.reference import experiment_reference
 from calibration.runs import SUMMARY, Run, new_run_id, runs_root
-from calibration.schema import Schema
-from calibration.shared import Shared
 from calibration.variants import expand, read_values
 from deployments.audit import add_audit
 from deployments.calls import cancelled, listed
-from deployments.doctor import check_models, findings
+from deployments.checks import BACKENDS, backend_of, check_before
+from deployments.doctor import findings
 from deployments.judge import add_judge, add_judge_audit
 from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
 from deployments.ui import add_ui
-
-BACKENDS: dict[str, type[Schema]] = {
-    str(backend.model_fields["kind"].default): backend for backend in get_args(get_args(BackendConfig)[0])
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,13 +110,7 @@ def calls(options: argparse.Namespace) -> None:
 
 def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfig, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
-    questions = preflight(experiment)
-    Store.from_environment().check_writable()
-    if shared := Shared.from_environment():
-        shared.check()
-    asyncio.run(on.check(Store.from_environment()))
-    if run is None:
-        asyncio.run(check_models(on, experiment, questions))
+    asyncio.run(check_before(experiment, on, is_new=run is None))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 
@@ -139,7 +126,10 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
             **extra,
         },
     )
+    if trouble and not (runs_root() / name).exists():
+        raise ConfigurationError(trouble)
     book = Run.find(runs_root(), name)
+    _print_outcome(book, trouble)
     if options.refresh and not any(stage.name.startswith(options.refresh) for stage in book.stages()):
         known = ", ".join(stage.name for stage in book.stages())
         print(
@@ -147,7 +137,6 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
             "Nothing was repeated",
             file=sys.stderr,
         )
-    _print_outcome(book, trouble)
 
 
 def _print_outcome(book: Run, trouble: str) -> None:
@@ -178,14 +167,7 @@ def _backend(options: argparse.Namespace, before: dict[str, Any] | None = None) 
     settings: dict[str, Any] = {"kind": options.backend} if options.backend or not before else before
     for change in options.on:
         apply_change(settings, change)
-    try:
-        backend: BackendConfig = TypeAdapter(BackendConfig).validate_python(settings)
-    except ValidationError as error:
-        page = "docs/scaling.md" if settings["kind"] == "dask" else "docs/modal.md"
-        raise ConfigurationError(
-            f"--on: {explain(error, settings, BACKENDS[settings['kind']], see=page)}"
-        ) from error
-    return backend
+    return backend_of(settings, "--on")
 
 
 def _experiment_path(name: str) -> Path:

@@ -26,6 +26,9 @@ FLOWS: dict[str, Callable[..., Any]] = {
     "sweep": sweep,
 }
 
+PREFIX = "Flow run encountered an exception: "
+"""What Prefect says before it says what went wrong."""
+
 
 class Console:
     """One line for each finished stage; below, what is going on now."""
@@ -75,7 +78,7 @@ def run_flow(flow: str, parameters: dict[str, Any]) -> str:
     try:
         with suppress(*stops), listening(console), console.live:
             ended = asyncio.run(FLOWS[flow](**parameters, return_state=True))
-            return "" if ended.is_completed() else str(ended.message)
+            return "" if ended.is_completed() else str(ended.message).removeprefix(PREFIX)
     except httpx.TransportError as error:
         # It is asked for only what it is shown: the run's folder knows how the run ended.
         console.terminal.print(f"the Prefect server went out of reach ({error}) and does not show the end")

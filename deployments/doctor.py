@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
+from calibration.backends.dask import Dask
 from calibration.backends.exam import Exam
 from calibration.backends.ledger import Ledger
+from calibration.backends.local import Local
 from calibration.backends.modal import PRICED, SECRET, TOKEN, Modal, deployed_code
 from calibration.backends.wire import APP
 from calibration.config import Experiment
@@ -31,8 +33,7 @@ class Finding(NamedTuple):
 async def findings(on: BackendConfig, store: Store, experiment: Experiment | None) -> list[Finding]:
     """Everything that can be known without running a job, and for Modal what a container says."""
     if not isinstance(on, Modal):
-        await on.check(store)
-        return [Finding("backend", f"{on.kind}: this machine")]
+        return [await _machines(on, store), *([_readable(experiment)] if experiment else [])]
     app = await _finding(
         "app", on.check_deployment(), f"{APP} is deployed and runs this code, {deployed_code()[:8]}"
     )
@@ -45,6 +46,21 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
     if app.is_well:
         found += await _container(on, experiment, preflight(experiment) if experiment else ())
     return found
+
+
+async def _machines(on: Local | Dask, store: Store) -> Finding:
+    words = "this machine"
+    if isinstance(on, Dask):
+        words = f"every worker of {on.scheduler} shares this store and runs this code"
+    return await _finding("backend", on.check(store), f"{on.kind}: {words}")
+
+
+def _readable(experiment: Experiment) -> Finding:
+    try:
+        questions = preflight(experiment)
+    except CalibrationError as error:
+        return Finding("experiment", str(error), is_well=False)
+    return Finding("experiment", f"{experiment.name}: {len(questions)} questions can be asked")
 
 
 async def check_models(on: BackendConfig, experiment: Experiment, questions: Sequence[Question]) -> None:

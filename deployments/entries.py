@@ -4,7 +4,6 @@ The flows are those of `flows`, and so are their cache keys. What is added is th
 that can be checked cheaply is checked before the first stage, as the command line does.
 """
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +12,12 @@ from prefect import Flow, flow
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from calibration.artifacts import Store
 from calibration.backends import BackendConfig
 from calibration.config import Experiment, load_experiment
-from calibration.preflight import preflight
 from calibration.runs import Run, runs_root
 from calibration.variants import read_values
-from deployments.doctor import check_models
-from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Place, Usual, backend_of, changed
+from deployments.checks import check_before
+from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Measuring, Place, Usual, changed, place_of
 from flows import pipeline
 from flows import remeasure as remeasuring
 from flows import sweep as sweeping
@@ -28,6 +25,7 @@ from flows import sweep as sweeping
 Shipped = Annotated[str, Field(json_schema_extra={"title": "Experiment", "enum": list(EXPERIMENTS)})]
 OwnFile = Annotated[str, Field(json_schema_extra={"title": "Experiment file"})]
 Differences = Annotated[Changes, Field(json_schema_extra={"title": "Changes"})]
+Measured = Annotated[Measuring, Field(json_schema_extra={"title": "Changes"})]
 On = Annotated[Place, Field(json_schema_extra={"title": "Where it runs"})]
 Base = Annotated[str, Field(json_schema_extra={"title": "Measured run"})]
 RunName = Annotated[str, Field(json_schema_extra={"title": "Run to continue"})]
@@ -36,7 +34,7 @@ Refresh = Annotated[str, Field(json_schema_extra={"title": "Repeat"})]
 Grid = Annotated[list[str], Field(min_length=1, json_schema_extra={"title": "Settings to try"})]
 AtOnce = Annotated[int, Field(ge=1, json_schema_extra={"title": "At once"})]
 
-NOTHING, HERE, TRIED = Changes(), Usual(), ["methods.dpo.beta=0.05,0.1,0.3"]
+NOTHING, MEASURED, HERE, TRIED = Changes(), Measuring(), Usual(), ["methods.dpo.beta=0.05,0.1,0.3"]
 
 
 def _title() -> str:
@@ -67,14 +65,14 @@ async def calibrate(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(_named(file or experiment), changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run)
     return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
 
 @flow(name="baseline", flow_run_name=_title)
 async def baseline(
     experiment: Shipped = "pocket",
-    changes: Differences = NOTHING,
+    changes: Measured = MEASURED,
     on: On = HERE,
     file: OwnFile = "",
     run: RunName = "",
@@ -93,7 +91,7 @@ async def baseline(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(_named(file or experiment), changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run)
     return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
 
@@ -121,7 +119,7 @@ async def compare(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(_named(file or experiment), changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run)
     measured = Run.find(runs_root(), base).folder.name
     return await pipeline.compare.fn(chosen, measured, where, _earlier(run), refresh or None)
 
@@ -152,7 +150,7 @@ async def sweep(
     Returns:
         The id of the run.
     """
-    chosen, where = await _checked(_named(file or experiment), changes, on)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run)
     grid = dict(map(read_values, over))
     return await sweeping.sweep.fn(chosen, grid, at_once, where, _earlier(run), refresh or None)
 
@@ -160,7 +158,7 @@ async def sweep(
 @flow(name="remeasure", flow_run_name=lambda: f"remeasure {flow_run.parameters['base']}")
 async def remeasure(
     base: Base = "latest",
-    changes: Differences = NOTHING,
+    changes: Measured = MEASURED,
     on: On = HERE,
     run: RunName = "",
     refresh: Refresh = "",
@@ -178,7 +176,7 @@ async def remeasure(
         The id of the run.
     """
     record = Run.find(runs_root(), base).read()
-    chosen, where = await _checked(record.experiment, changes, on)
+    chosen, where = await _checked(record.experiment, changes, on, run)
     return await remeasuring.remeasure.fn(record.run, chosen, where, _earlier(run), refresh or None)
 
 
@@ -194,13 +192,12 @@ def _named(experiment: str) -> Experiment:
     )
 
 
-async def _checked(experiment: Experiment, changes: Form, on: Form) -> tuple[Experiment, BackendConfig]:
+async def _checked(
+    experiment: Experiment, changes: Form, on: Form, run: str
+) -> tuple[Experiment, BackendConfig]:
     """What was asked for, after every check that costs nothing."""
-    chosen, where, store = changed(experiment, changes), backend_of(on), Store.from_environment()
-    questions = await asyncio.to_thread(preflight, chosen)
-    store.check_writable()
-    await where.check(store)
-    await check_models(where, chosen, questions)
+    chosen, where = changed(experiment, changes), place_of(on)
+    await check_before(chosen, where, is_new=not run)
     return chosen, where
 
 

@@ -12,7 +12,7 @@ from functools import cache, reduce
 from importlib.resources import files
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from annotated_types import MinLen
 from pydantic import (
@@ -35,10 +35,10 @@ from calibration.backends import BackendConfig
 from calibration.config import Experiment, Name, explain
 from calibration.errors import ConfigurationError
 from calibration.schema import Schema
+from deployments.checks import BACKENDS, backend_of
 
 FOLDER = Path(str(files("deployments") / "experiments"))
 EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.toml"))
-Settings = TypeVar("Settings", bound=Schema)
 KIND = "Which kind this is; the tab above chooses it."
 LISTED = "An empty list leaves them as the experiment has them; otherwise only what is listed is left."
 OPEN = "open"
@@ -160,9 +160,13 @@ class NamedValue(Named):
 
 
 @cache
-def form_of(settings: type[Schema], base: type[Form] = Form, title: str | None = None) -> type[Form]:
-    """A form with the settings of this kind, each of which may be left open."""
-    fields: dict[str, Any] = {name: _field(name, field) for name, field in settings.model_fields.items()}
+def form_of(
+    settings: type[Schema], base: type[Form] = Form, title: str | None = None, without: str | None = None
+) -> type[Form]:
+    """A form with the settings of this kind, each of which may be left open, but for one."""
+    fields: dict[str, Any] = {
+        name: _field(name, field) for name, field in settings.model_fields.items() if name != without
+    }
     if base is Named and "kind" in fields:
         usual = base.model_fields["name"]
         fields["name"] = (Name, Field(default=_kind(settings), title="Name", description=usual.description))
@@ -279,8 +283,10 @@ def _is_name(form: Schema, field: str) -> bool:
 Changes: Any = form_of(Experiment, title="Changes")
 """What is to differ from the experiment."""
 
-BACKENDS = get_args(get_args(BackendConfig)[0])
-Place: Any = _tabs([form_of(kind) for kind in BACKENDS], Usual)
+Measuring: Any = form_of(Experiment, title="Changes", without="methods")
+"""The same for what trains nothing."""
+
+Place: Any = _tabs([form_of(kind) for kind in BACKENDS.values()], Usual)
 """Where heavy work runs."""
 
 
@@ -295,19 +301,13 @@ def changed(experiment: Experiment, changes: Form) -> Experiment:
         ConfigurationError: With the changes it can be none; names the setting.
     """
     settings = filled_in(experiment.model_dump(mode="json"), changes)
-    return _checked(settings, Experiment, experiment.name, "docs/experiment.md")
-
-
-def backend_of(place: Form) -> BackendConfig:
-    """The backend that was asked for."""
-    settings = {"kind": "local"} | filled_in({}, place)
-    kind = next(kind for kind in BACKENDS if _kind(kind) == settings["kind"])
-    backend: BackendConfig = _checked(settings, kind, "on", "docs/modal.md")
-    return backend
-
-
-def _checked(settings: object, kind: type[Settings], where: str, see: str) -> Settings:
     try:
-        return kind.model_validate(settings)
+        return Experiment.model_validate(settings)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: {explain(error, settings, kind, see)}") from error
+        said = explain(error, settings, Experiment, "docs/experiment.md")
+        raise ConfigurationError(f"{experiment.name}: {said}") from error
+
+
+def place_of(form: Form) -> BackendConfig:
+    """The backend that was asked for."""
+    return backend_of({"kind": "local"} | filled_in({}, form), "on")

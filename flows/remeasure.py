@@ -7,7 +7,7 @@ from calibration.config import Experiment
 from calibration.jobs.infer import Infer
 from calibration.stages.drift import Deployed
 from flows.pipeline import LOCAL, answer, weights_of
-from tasks.drift import Stored, examine, overtaken, publish_drift, questions_again, stored
+from tasks.drift import Stored, alone_with, examine, overtaken, publish_drift, questions_again, stored
 from tasks.prepare import prepare_questions
 from tasks.record import recording
 
@@ -22,7 +22,8 @@ async def remeasure(
 ) -> str:
     """Ask the system of a finished run again, say whether it drifted, and mend its policy if a map suffices.
 
-    A run that a schedule made, and that another has overtaken since it was due, measures nothing.
+    A system is measured again by one run at a time; the next one waits. A run that a schedule made, and
+    that another has overtaken since it was due, measures nothing.
 
     Args:
         base: The run whose policy a router follows; of one that was replaced, the one in its place is meant.
@@ -34,25 +35,26 @@ async def remeasure(
     Returns:
         The id of the run.
     """
-    before = stored(base, run)
-    if run is None and (done := overtaken(before.run)):
-        return done
-    experiment = experiment or before.experiment
-    with recording("remeasure", experiment, on, run, refresh, before.run) as record:
-        after = await measure_again(before, experiment, record.run, on)
-        found = await examine(
-            before.deployed,
-            after,
-            before.policy,
-            before.run,
-            experiment.drift,
-            experiment.prices,
-            experiment.router,
-            experiment.seed,
-            experiment.judge.version,
-            experiment.judge_audit,
-        )
-        await publish_drift(before, after, found)
+    async with alone_with(base):
+        before = stored(base, run)
+        if run is None and (done := overtaken(before.run)):
+            return done
+        experiment = experiment or before.experiment
+        with recording("remeasure", experiment, on, run, refresh, before.run) as record:
+            after = await measure_again(before, experiment, record.run, on)
+            found = await examine(
+                before.deployed,
+                after,
+                before.policy,
+                before.run,
+                experiment.drift,
+                experiment.prices,
+                experiment.router,
+                experiment.seed,
+                experiment.judge.version,
+                experiment.judge_audit,
+            )
+            await publish_drift(before, after, found)
     return record.run
 
 

@@ -1,13 +1,17 @@
 """Stage `drift`, and what surrounds it: which system a run stands for, and what becomes of its policy."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
+from uuid import uuid4
 
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
 from pydantic import TypeAdapter
 
 from calibration.artifacts import Artifact, Store, file_sha256
@@ -26,7 +30,8 @@ from calibration.routing.policy import (
     stale_path,
 )
 from calibration.routing.rules import Prices
-from calibration.runs import SUMMARY, Run, runs_root
+from calibration.runs import RUN, SUMMARY, Run, runs_root
+from calibration.shared import Shared
 from calibration.stages.drift import (
     DRIFT,
     Deployed,
@@ -38,6 +43,7 @@ from calibration.stages.evaluate import TrainedSystem
 from tasks.journal import current_journal
 from tasks.publish import run_info
 from tasks.record import stored_baseline
+from tasks.shared import locks_of
 from tasks.stage import stage
 from tasks.telling import tell
 
@@ -87,6 +93,28 @@ def stored(name: str, asking: str | None) -> Stored:
     else:
         deployed = _deployed(book, record.experiment, policy)
     return Stored(record.run, record.experiment, deployed, policy)
+
+
+@asynccontextmanager
+async def alone_with(base: str) -> AsyncIterator[None]:
+    """Be the only one who measures again what a run stands for; whoever comes second waits."""
+    locks = locks_of(Store.from_environment(), Shared.from_environment())
+    key, holder = f"remeasure {_first(Run.find(runs_root(), base))}", uuid4().hex
+    if not await locks.aacquire_lock(key, holder, acquire_timeout=0.0):
+        get_run_logger().warning("%s is being measured again by another run; this one waits for it", base)
+        await locks.aacquire_lock(key, holder)
+    try:
+        yield
+    finally:
+        locks.release_lock(key, holder)
+
+
+def _first(book: Run) -> str:
+    """The run that a chain of re-measurements began with, as far back as there are runs."""
+    record = book.read()
+    while record.flow == "remeasure" and record.baseline and (runs_root() / record.baseline / RUN).exists():
+        record = Run(runs_root() / record.baseline).read()
+    return record.run
 
 
 def _in_force(book: Run, asking: str | None) -> Run:

@@ -53,7 +53,11 @@ def recording(
         baseline=base,
         flow_run=str(flow_run.id) if flow_run else None,
     )
-    with in_use(Store.from_environment(), runs_root()), _opened(record) as book:
+    with (
+        explaining_full_disk(runs_root()),
+        in_use(Store.from_environment(), runs_root()),
+        _opened(record) as book,
+    ):
         state, error = "Stopped", "stopped"
         journal = Journal(
             run=book,

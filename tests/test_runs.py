@@ -119,6 +119,13 @@ def test_a_line_that_a_full_disk_has_cut_short_spoils_no_other(tmp_path):
     assert book.uses() == [Use(record="a/1.json"), Use(work="w")]
 
 
+def test_a_run_that_could_not_be_begun_leaves_no_half_of_one(tmp_path):
+    (tmp_path / "latest" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match="latest"):
+        Run.begin(tmp_path, record("one"))
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_deleted_run_is_gone_and_latest_is_the_newest_that_is_left(tmp_path):
     books = [Run.begin(tmp_path, record(name, minute)) for minute, name in enumerate(["one", "two", "three"])]
     books[2].delete()

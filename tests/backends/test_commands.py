@@ -132,6 +132,14 @@ def test_the_doctor_has_nothing_to_say_against_this_machine(cli):
     assert (done.returncode, done.stdout.split()) == (0, ["ok", "backend", "local:", "this", "machine"])
 
 
+def test_the_doctor_says_what_keeps_a_cluster_or_an_experiment_from_being_used(cli):
+    done = cli("doctor", "gemma2-nq", "--backend", "dask")
+    assert done.returncode == 1
+    cluster, experiment = done.stdout.splitlines()
+    assert re.match(r"FAIL +backend +.* SLM_CALIBRATION_SHARED is not set", cluster)
+    assert re.match(r"FAIL +experiment +data/nq_gemma2_0_shot_test.csv.gz must be a data file", experiment)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -124,6 +125,31 @@ def test_recorded_answers_are_measured_reported_and_cached(cli, recorded, tmp_pa
     assert first["run"] in listed
     assert again["run"] in listed
     assert cli("report", first["run"]).stdout.startswith("# recorded: calibration report")
+
+
+def test_what_cannot_be_continued_or_repeated_is_said_in_one_line(cli, recorded, tmp_path):
+    experiment = recorded()
+    assert cli("run", experiment).returncode == 0
+    done = cli("resume", "latest", "--refresh", "jugde")
+    assert done.returncode == 0
+    assert re.search(
+        r"--refresh must be how a stage begins, .*judge somebody plain.*got 'jugde'", done.stderr
+    )
+
+    (tmp_path / "runs" / "latest" / "baseline.json").unlink()
+    done = cli("run", experiment, "--flow", "compare", "--refresh", "judge")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "must have measured its models; resume it first" in done.stderr
+
+    # An attempt that fails early shows nothing of an earlier one that came to its report.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "artifacts").write_text("in the way")
+    done = cli("--store", tmp_path / "other", "resume", "latest", "--refresh", "judge")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "--refresh must" not in done.stderr
+    assert "continue it: slm-calibration resume recorded-" in done.stderr
 
 
 @pytest.mark.skipif(

@@ -12,7 +12,7 @@ from calibration.backends.modal import Modal
 from calibration.config import load_experiment
 from calibration.errors import ConfigurationError
 from deployments.entries import ENTRIES
-from deployments.forms import EXPERIMENTS, FOLDER, Changes, Usual, backend_of, changed, form_of
+from deployments.forms import EXPERIMENTS, FOLDER, Changes, Usual, changed, form_of, place_of
 from deployments.serving import deployed
 
 FORMS = {entry.name: entry.flow.parameters.model_dump() for entry in ENTRIES}
@@ -68,11 +68,11 @@ def test_another_kind_begins_with_its_own_defaults():
 
 
 def test_where_it_runs_is_this_machine_unless_it_is_said():
-    assert backend_of(Usual()) == Local()
-    assert backend_of(form_of(Local)(threads=1)) == Local(threads=1)
-    assert backend_of(form_of(Modal)(infer_minutes=7)) == Modal(infer_minutes=7)
+    assert place_of(Usual()) == Local()
+    assert place_of(form_of(Local)(threads=1)) == Local(threads=1)
+    assert place_of(form_of(Modal)(infer_minutes=7)) == Modal(infer_minutes=7)
     with pytest.raises(ConfigurationError, match="on: infer_gpu must be one of"):
-        backend_of(form_of(Modal)(infer_gpu="X1"))
+        place_of(form_of(Modal)(infer_gpu="X1"))
 
 
 @pytest.mark.parametrize(

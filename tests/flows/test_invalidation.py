@@ -153,11 +153,12 @@ def tables(tmp_path):
     return tmp_path
 
 
-def setting(**changes):
-    """A change of settings, from the small experiment."""
+def setting(given=None, **changes):
+    """A change of settings, from the small experiment or one that differs from it as given."""
+    given = given or {}
     return lambda monkeypatch, tables: (
-        keys(experiment(), monkeypatch),
-        keys(experiment(**changes), monkeypatch),
+        keys(experiment(**given), monkeypatch),
+        keys(experiment(**given, **changes), monkeypatch),
     )
 
 
@@ -242,6 +243,7 @@ CHANGES = {
     "`models.b`: it is asked in another way, too": setting(models__b__elicitations=["plain", "stated"]),
     "`models.a`: weights": setting(models__a__weights__width=128),
     "`models.a`: a setting of its engine": setting(models__a__engine={"kind": "hf", "max_tokens": 9}),
+    "`target`": setting({"models__b__elicitations": None}, target="b"),
     "`judge`: who, the model, how much it may think": judging(model="gemini-3.5-flash"),
     "`judge`: its limits, such as `max_usd` and `concurrency`": judging(max_usd=9, concurrency=2),
     "`judge`: the content of recorded labels": table_in_place_of(judge="other-answers"),
@@ -252,6 +254,7 @@ CHANGES = {
     "`readout`": setting(readout="joint"),
     "`prices`": setting(prices__llm_accuracy=0.7),
     "`router`": setting(router={"kind": "certified", "accuracy": 0.9}),
+    "`drift`, which decides about a re-measurement": setting(drift={"gap": 0.2}),
     "`--backend`": place(Modal()),
     "`--on threads=1`": place(Local(threads=1)),
     "code: `calibration/sources/` or `calibration/worlds/`": code("calibration.worlds.facts"),
@@ -281,6 +284,10 @@ CHANGES = {
 
 def test_every_row_of_the_table_is_tested():
     assert list(table()) == list(CHANGES)
+
+
+def test_every_setting_of_an_experiment_has_a_row():
+    assert set(Experiment.model_fields) <= set(re.findall(r"^`(\w+)", "\n".join(CHANGES), re.MULTILINE))
 
 
 @pytest.mark.parametrize("row", CHANGES)

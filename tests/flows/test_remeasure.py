@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from scipy.special import expit
 
+from calibration.artifacts import Store
 from calibration.config import Experiment
 from calibration.drift import Drift
 from calibration.errors import ConfigurationError
@@ -18,6 +19,7 @@ from calibration.routing.policy import Router, stale_path
 from calibration.runs import Run, runs_root
 from flows.pipeline import baseline
 from flows.remeasure import remeasure
+from tasks.shared import locks_of
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 
@@ -154,3 +156,28 @@ def test_a_table_that_grew_is_compared_on_old_and_on_new_questions(measured):
     assert (new.questions, new.n_after) == ("new questions", 400)
     assert new.of("gap").low > 0
     assert found.decision in ("refit", "retrain")
+
+
+def test_two_at_once_measure_one_after_the_other_and_systems_do_not_wait_for_each_other(measured):
+    base = measured(answers())
+    lock = locks_of(Store.from_environment(), None)
+    lock.acquire_lock("remeasure another", "somebody")
+
+    async def both():
+        return await asyncio.gather(remeasure(base), remeasure("latest"))
+
+    first, second = sorted(
+        (Run.find(runs_root(), run).read() for run in asyncio.run(both())), key=lambda record: record.started
+    )
+    assert first.run != second.run
+    assert first.started + timedelta(seconds=first.seconds) <= second.started
+    assert {first.baseline, second.baseline} == {base}
+
+
+def test_a_chain_whose_beginning_was_deleted_can_be_measured_again(measured):
+    base = measured(answers())
+    measured(answers(louder=1.0))
+    book, _, _ = again(base)
+    Run.find(runs_root(), base).delete()
+    _, found, _ = again(book.folder.name)
+    assert (found.base, found.decision) == (book.folder.name, "unchanged")
