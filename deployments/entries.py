@@ -86,7 +86,7 @@ async def baseline(
         on: Where the heavy work runs; does not change the numbers.
         file: A TOML file on the machine that runs this, instead of a shipped experiment.
         run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
+        refresh: Stages whose name begins so are repeated although stored, such as "judge".
 
     Returns:
         The id of the run.

@@ -57,3 +57,17 @@ def page(browser, request):
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{request.node.name}.png", full_page=True)
     page.close()
+
+
+def pressed(page, button, part):
+    """What the server answers, at an address with this part, when a person presses something.
+
+    On SQLite a busy server may say that it can't now (503); a person presses again.
+    """
+    for _ in range(5):
+        with page.expect_response(lambda answer: part in answer.url) as answered:
+            button.click()
+        if answered.value.status != 503:
+            break
+    assert answered.value.ok, answered.value.text()
+    return answered.value

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.browser.conftest import pressed
+
 pytestmark = pytest.mark.slow
 
 
@@ -25,17 +27,8 @@ def submit(page):
 
 
 def run(page):
-    """Submit the form and open the run that came of it, as a person does; the run's id.
-
-    On SQLite a busy server may say that it can't now (503); a person presses the button again.
-    """
-    for _ in range(5):
-        with page.expect_response(lambda answer: "create_flow_run" in answer.url) as created:
-            submit(page)
-        if created.value.status != 503:
-            break
-    assert created.value.ok, created.value.text()
-    identifier = created.value.json()["id"]
+    """Submit the form and open the run that came of it, as a person does; the run's id."""
+    identifier = pressed(page, page.get_by_role("button", name="Submit"), "create_flow_run").json()["id"]
     page.locator(f'a[href*="/runs/flow-run/{identifier}"]').first.click()
     page.wait_for_url(re.compile(identifier))
     return identifier
@@ -87,7 +80,36 @@ def test_a_shipped_experiment_is_chosen_and_what_it_lacks_is_said(page, served):
     assert page.get_by_text("calibrate gemma2-nq").count() > 0
 
 
-@pytest.mark.parametrize("deployment", ["calibrate", "baseline", "compare"])
+def test_a_failed_run_goes_on_where_it_failed_when_a_person_retries_it(page, served):
+    figures = served.folder / ".calibration" / "artifacts" / "figures"
+    aside = figures.with_name("aside")
+    if figures.exists():
+        figures.rename(aside)
+    figures.write_text("in the way")
+    flow_run = served.started("calibrate", file="recorded.toml", changes={"seed": 11})
+    state, stages = served.ended(flow_run)
+    assert (state["name"], stages["draw"]) == ("Failed", "Failed")
+    book = (served.folder / "runs" / "latest").resolve()
+
+    figures.unlink()
+    if aside.exists():
+        aside.rename(figures)
+    page.goto(f"{served.address}/v2/runs/flow-run/{flow_run}")
+    page.get_by_text("Failed", exact=True).first.wait_for()
+    page.get_by_role("button", name="Open menu").click()
+    page.get_by_role("menuitem", name="Retry").click()
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=180_000)
+
+    assert (served.folder / "runs" / "latest").resolve() == book
+    assert json.loads((book / "run.json").read_text())["state"] == "Completed"
+    stages = map(json.loads, (book / "stages.jsonl").read_text().splitlines())
+    ended = {stage["name"]: stage["state"] for stage in stages if stage["state"] != "Running"}
+    assert ended.pop("draw") == "Completed"
+    assert set(ended.values()) == {"Cached"}
+
+
+@pytest.mark.parametrize("deployment", ["calibrate", "compare", "sweep"])
 def test_a_method_is_chosen_by_tabs_and_its_settings_are_read_without_help(page, served, deployment):
     open_form(page, served, deployment)
     page.locator('xpath=//*[text()="Methods (Optional)"]/following::button[text()="Add item"][1]').click()
