@@ -1,16 +1,18 @@
 """What can be started from the Prefect UI, or by a schedule: each flow with a form, and the table of them.
 
 The flows are those of `flows`, and so are their cache keys. What is added is the form, and that everything
-that can be checked cheaply is checked before the first stage, as the command line does.
+that can be checked cheaply is checked before the first stage, as the command line does. Each returns the id
+of its run.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import Ge, MinLen
 from prefect import Flow, flow
 from prefect.runtime import flow_run
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from calibration.backends import BackendConfig
 from calibration.config import Experiment, load_experiment
@@ -22,17 +24,50 @@ from flows import pipeline
 from flows import remeasure as remeasuring
 from flows import sweep as sweeping
 
-Shipped = Annotated[str, Field(json_schema_extra={"title": "Experiment", "enum": list(EXPERIMENTS)})]
-OwnFile = Annotated[str, Field(json_schema_extra={"title": "Experiment file"})]
-Differences = Annotated[Changes, Field(json_schema_extra={"title": "Changes"})]
-Measured = Annotated[Measuring, Field(json_schema_extra={"title": "Changes"})]
-On = Annotated[Place, Field(json_schema_extra={"title": "Where it runs"})]
-Base = Annotated[str, Field(json_schema_extra={"title": "Measured run"})]
-RunName = Annotated[str, Field(json_schema_extra={"title": "Run to continue"})]
-Refresh = Annotated[str, Field(json_schema_extra={"title": "Repeat"})]
 
-Grid = Annotated[list[str], Field(min_length=1, json_schema_extra={"title": "Settings to try"})]
-AtOnce = Annotated[int, Field(ge=1, json_schema_extra={"title": "At once"})]
+def _asked(title: str, text: str, **more: JsonValue) -> Any:  # noqa: ANN401 - as pydantic has it
+    """What a form says of a parameter; Prefect leaves this as it is, and no field's own title."""
+    return Field(json_schema_extra={"title": title, "description": text, **more})
+
+
+CHANGES = _asked("Changes", "What is to differ. Whatever is left open stays as the experiment has it.")
+
+Shipped = Annotated[
+    str,
+    _asked("Experiment", "A shipped one. Press Submit, and it runs as it is.", enum=list(EXPERIMENTS)),
+]
+Differences = Annotated[Changes, CHANGES]
+Measured = Annotated[Measuring, CHANGES]
+On = Annotated[Place, _asked("Where it runs", "Where the heavy work runs; does not change the numbers.")]
+OwnFile = Annotated[
+    str,
+    _asked("Experiment file", "A TOML file on the machine that runs this, instead of a shipped experiment."),
+]
+Base = Annotated[
+    str, _asked("Measured run", 'Id of the run whose measured models are used; "latest" is the newest.')
+]
+Followed = Annotated[
+    str,
+    _asked("Measured run", 'Id of the run whose policy a router follows; "latest" is the newest.'),
+]
+RunName = Annotated[
+    str,
+    _asked(
+        "Run to continue",
+        'Id of an earlier run, or "latest", which then goes on; left open, a new one begins.',
+    ),
+]
+Refresh = Annotated[
+    str, _asked("Repeat", 'Stages whose name begins so are repeated although stored, such as "judge".')
+]
+Grid = Annotated[
+    list[str],
+    _asked(
+        "Settings to try", "A setting and its values in each line, such as methods.dpo.beta=0.05,0.1,0.3."
+    ),
+    MinLen(1),
+]
+AtOnce = Annotated[int, _asked("At once", "How many combinations are trained and asked at a time."), Ge(1)]
 
 NOTHING, MEASURED, HERE, TRIED = Changes(), Measuring(), Usual(), ["methods.dpo.beta=0.05,0.1,0.3"]
 
@@ -52,19 +87,7 @@ async def calibrate(
     run: RunName = "",
     refresh: Refresh = "",
 ) -> str:
-    """Measure the models, try every method on the target, and say what came of it.
-
-    Args:
-        experiment: A shipped experiment. Press Submit, and it runs as it is.
-        changes: What is to differ from it. Whatever is left open stays as the experiment has it.
-        on: Where the heavy work runs; does not change the numbers.
-        file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
-
-    Returns:
-        The id of the run.
-    """
+    """Measure the models, try every method on the target, and say what came of it."""
     chosen, where = await _checked(_named(file or experiment), changes, on, run)
     return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
@@ -78,19 +101,7 @@ async def baseline(
     run: RunName = "",
     refresh: Refresh = "",
 ) -> str:
-    """Measure the models as they are, without any training.
-
-    Args:
-        experiment: A shipped experiment. Press Submit, and it runs as it is.
-        changes: What is to differ from it. Whatever is left open stays as the experiment has it.
-        on: Where the heavy work runs; does not change the numbers.
-        file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "judge".
-
-    Returns:
-        The id of the run.
-    """
+    """Measure the models as they are, without any training."""
     chosen, where = await _checked(_named(file or experiment), changes, on, run)
     return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
@@ -105,20 +116,7 @@ async def compare(
     run: RunName = "",
     refresh: Refresh = "",
 ) -> str:
-    """Try methods on models that another run has measured.
-
-    Args:
-        experiment: A shipped experiment. Press Submit, and it runs as it is.
-        base: Id of the run whose measured models are used; "latest" is the newest.
-        changes: What is to differ from it. Whatever is left open stays as the experiment has it.
-        on: Where the heavy work runs; does not change the numbers.
-        file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
-
-    Returns:
-        The id of the run.
-    """
+    """Try methods on models that another run has measured."""
     chosen, where = await _checked(_named(file or experiment), changes, on, run)
     measured = Run.find(runs_root(), base).folder.name
     return await pipeline.compare.fn(chosen, measured, where, _earlier(run), refresh or None)
@@ -135,21 +133,7 @@ async def sweep(
     run: RunName = "",
     refresh: Refresh = "",
 ) -> str:
-    """Train a method with several settings, choose on validation questions, and test the chosen one alone.
-
-    Args:
-        experiment: A shipped experiment. Press Submit, and it runs as it is.
-        over: A setting and its values in each line, such as methods.dpo.beta=0.05,0.1,0.3.
-        at_once: How many combinations are trained and asked at a time.
-        changes: What is to differ from it. Whatever is left open stays as the experiment has it.
-        on: Where the heavy work runs; does not change the numbers.
-        file: A TOML file on the machine that runs this, instead of a shipped experiment.
-        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "train dpo".
-
-    Returns:
-        The id of the run.
-    """
+    """Train a method with several settings, choose on validation questions, and test the chosen one alone."""
     chosen, where = await _checked(_named(file or experiment), changes, on, run)
     grid = dict(map(read_values, over))
     return await sweeping.sweep.fn(chosen, grid, at_once, where, _earlier(run), refresh or None)
@@ -157,24 +141,13 @@ async def sweep(
 
 @flow(name="remeasure", flow_run_name=lambda: f"remeasure {flow_run.parameters['base']}")
 async def remeasure(
-    base: Base = "latest",
+    base: Followed = "latest",
     changes: Measured = MEASURED,
     on: On = HERE,
     run: RunName = "",
     refresh: Refresh = "",
 ) -> str:
-    """Ask the system of a finished run again, say whether it drifted, and mend its policy if a map suffices.
-
-    Args:
-        base: Id of the run whose policy a router follows; "latest" is the newest.
-        changes: What is to differ from the experiment of that run. Data files are read as they are now.
-        on: Where the heavy work runs; does not change the numbers.
-        run: Id of an earlier run, or "latest", which then goes on; left open, a new one begins.
-        refresh: Stages whose name begins so are repeated although stored, such as "judge".
-
-    Returns:
-        The id of the run.
-    """
+    """Ask the system of a finished run again: did it drift? Mend its policy if a map suffices."""
     record = Run.find(runs_root(), base).read()
     chosen, where = await _checked(record.experiment, changes, on, run)
     return await remeasuring.remeasure.fn(record.run, chosen, where, _earlier(run), refresh or None)
