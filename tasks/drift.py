@@ -1,6 +1,7 @@
 """Stage `drift`, and what surrounds it: which system a run stands for, and what becomes of its policy."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from calibration.config import Experiment
 from calibration.drift import Allowance, Drift
 from calibration.errors import ConfigurationError
 from calibration.report import drift as report
+from calibration.results import StageRecord
 from calibration.routing.goals import Goal
 from calibration.routing.policy import (
     RouterPolicy,
@@ -40,7 +42,7 @@ from calibration.stages.drift import (
     load_drift,
 )
 from calibration.stages.evaluate import TrainedSystem
-from tasks.journal import current_journal
+from tasks.journal import current_journal, current_listener
 from tasks.publish import run_info
 from tasks.record import stored_baseline
 from tasks.shared import locks_of
@@ -102,7 +104,13 @@ async def alone_with(base: str) -> AsyncIterator[None]:
     key, holder = f"remeasure {_first(Run.find(runs_root(), base))}", uuid4().hex
     if not await locks.aacquire_lock(key, holder, acquire_timeout=0.0):
         get_run_logger().warning("%s is being measured again by another run; this one waits for it", base)
+        if listener := current_listener():
+            listener.started("wait for another run")
+        started = time.monotonic()
         await locks.aacquire_lock(key, holder)
+        if listener:
+            seconds = time.monotonic() - started
+            listener.ended(StageRecord(name="wait for another run", state="Completed", seconds=seconds))
     try:
         yield
     finally:

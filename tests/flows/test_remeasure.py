@@ -3,7 +3,8 @@
 import asyncio
 import json
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from unittest.mock import Mock, call
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from calibration.routing.policy import Router, stale_path
 from calibration.runs import Run, runs_root
 from flows.pipeline import baseline
 from flows.remeasure import remeasure
+from tasks.journal import Listener, listening
 from tasks.shared import locks_of
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -158,20 +160,27 @@ def test_a_table_that_grew_is_compared_on_old_and_on_new_questions(measured):
     assert found.decision in ("refit", "retrain")
 
 
-def test_two_at_once_measure_one_after_the_other_and_systems_do_not_wait_for_each_other(measured):
+def test_while_a_system_is_measured_again_the_next_one_waits_one_after_the_other(measured):
     base = measured(answers())
-    lock = locks_of(Store.from_environment(), None)
-    lock.acquire_lock("remeasure another", "somebody")
+    locks, person = locks_of(Store.from_environment(), None), Mock(spec=Listener)
+    locks.acquire_lock("remeasure another", "who does not matter")
+    locks.acquire_lock(f"remeasure {base}", "who is at it")
 
-    async def both():
-        return await asyncio.gather(remeasure(base), remeasure("latest"))
+    async def second():
+        told = asyncio.Event()
+        person.started.side_effect = lambda stage: told.set()
+        task = asyncio.create_task(remeasure("latest"))
+        await told.wait()
+        assert [book.folder.name for book in Run.all(runs_root())] == [base]
+        locks.release_lock(f"remeasure {base}", "who is at it")
+        return await task
 
-    first, second = sorted(
-        (Run.find(runs_root(), run).read() for run in asyncio.run(both())), key=lambda record: record.started
-    )
-    assert first.run != second.run
-    assert first.started + timedelta(seconds=first.seconds) <= second.started
-    assert {first.baseline, second.baseline} == {base}
+    with listening(person):
+        run = asyncio.run(second())
+    assert person.started.mock_calls[0] == call("wait for another run")
+    ended = person.ended.mock_calls[0].args[0]
+    assert (ended.name, ended.state) == ("wait for another run", "Completed")
+    assert Run.find(runs_root(), run).read().baseline == base
 
 
 def test_a_chain_whose_beginning_was_deleted_can_be_measured_again(measured):
