@@ -64,6 +64,16 @@ def test_a_full_disk_is_said_in_one_sentence_and_costs_nothing_that_was_whole(pl
     place.check_nothing_was_repeated()
 
 
+def test_a_disk_without_any_room_is_said_in_one_sentence_and_leaves_no_half_of_a_run(place, small_disk):
+    place.store.mkdir(parents=True)
+    small_disk(0)
+    attempt = place.run().follow()
+    assert attempt.process.returncode == 2, attempt.words
+    assert "disk is full" in attempt.words
+    assert "Traceback" not in attempt.words
+    assert not list(place.runs.glob("*"))
+
+
 def fails_for_want_of_room(place, attempt):
     assert attempt.follow().process.returncode == 1, attempt.words
     said = [line for line in attempt.words.splitlines() if "disk is full" in line]
