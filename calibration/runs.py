@@ -125,7 +125,10 @@ class Run:
         return list(names)
 
     def restart(self) -> None:
-        """Forget what an earlier attempt came to; what its stages made stays in the store, and this run's."""
+        """Forget the stages and the summary of an earlier attempt.
+
+        What its stages made stays in the store, and this run's; its report, until there is another.
+        """
         for name in (STAGES, SUMMARY):
             (self.folder / name).unlink(missing_ok=True)
 

@@ -109,12 +109,15 @@ def leftovers(store: Store, older_than: timedelta = timedelta()) -> list[Leftove
         "locks": root.glob("locks/*.lock"),
     }
     latest = datetime.now(UTC) - older_than
-    found = [(kind, path, *_extent(path)) for kind, paths in unreferred.items() for path in sorted(paths)]
-    return [Leftover(kind, path, size) for kind, path, size, changed in found if changed <= latest]
+    found = [(kind, path, _extent(path)) for kind, paths in unreferred.items() for path in sorted(paths)]
+    return [Leftover(kind, path, own[0]) for kind, path, own in found if own and own[1] <= latest]
 
 
-def _extent(path: Path) -> tuple[int, datetime]:
-    """Bytes of a file or folder, and when anything in it was last changed."""
-    states = [inner.lstat() for inner in (path, *path.rglob("*"))]
+def _extent(path: Path) -> tuple[int, datetime] | None:
+    """Bytes of a file or folder, and when anything in it was last changed; None for what goes meanwhile."""
+    try:
+        states = [inner.lstat() for inner in (path, *path.rglob("*"))]
+    except FileNotFoundError:
+        return None
     size = sum(state.st_size for state in states if not S_ISDIR(state.st_mode))
     return size, datetime.fromtimestamp(max(state.st_mtime for state in states), UTC)

@@ -49,8 +49,6 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_plan(experiment, _backend(options), load_assumptions(options.assume))
         return
-    if options.flow == "compare":
-        options.base = Run.find(runs_root(), options.base).folder.name
     _start(options, experiment, _backend(options), run=None)
 
 
@@ -83,6 +81,11 @@ def report(options: argparse.Namespace) -> None:
         )
     print(page.read_text(encoding="utf-8"))
     print(f"{book.folder / 'report.html'}")
+    if (state := book.state()) != "Completed":
+        print(
+            f"slm-calibration: run {book.folder.name} is {state.lower()}; this is its last report",
+            file=sys.stderr,
+        )
 
 
 def settings(options: argparse.Namespace) -> None:
@@ -115,6 +118,7 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
     from deployments.console import run_flow
 
     name = run or new_run_id(experiment.name)
+    before = Run.find(runs_root(), run).read() if run else None
     extra = {"base": options.base} if options.flow in ("compare", "remeasure") else {}
     trouble = run_flow(
         options.flow,
@@ -126,8 +130,8 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
             **extra,
         },
     )
-    if trouble and not (runs_root() / name).exists():
-        raise ConfigurationError(trouble)
+    if not (runs_root() / name).exists() or Run.find(runs_root(), name).read() == before:
+        raise ConfigurationError(trouble or f"run {name} was stopped before it began")
     book = Run.find(runs_root(), name)
     _print_outcome(book, trouble)
     if options.refresh and not any(stage.name.startswith(options.refresh) for stage in book.stages()):
@@ -247,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="SETTING=VALUE", action="append", default=[], help="data.path=new.csv"
     )
     _add_execution(command)
+    command.set_defaults(backend=None)
 
     command = commands.add_parser("report", help="print a run's report")
     command.set_defaults(command=report)

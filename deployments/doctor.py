@@ -43,8 +43,12 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
         Finding("prices", _prices(on)),
         _budget(on, store),
     ]
+    readable = _readable(experiment) if experiment else None
+    if readable:
+        found.append(readable)
     if app.is_well:
-        found += await _container(on, experiment, preflight(experiment) if experiment else ())
+        is_asked = experiment if readable and readable.is_well else None
+        found += await _container(on, is_asked)
     return found
 
 
@@ -120,11 +124,9 @@ def _budget(on: Modal, store: Store) -> Finding:
     return Finding("budget", f"{Ledger(store).spent():.2f} of {on.max_usd:.2f} USD spent within 24 hours")
 
 
-async def _container(
-    on: Modal, experiment: Experiment | None, questions: Sequence[Question]
-) -> list[Finding]:
+async def _container(on: Modal, experiment: Experiment | None) -> list[Finding]:
     try:
-        said = await on.examine(exams(on, experiment, questions) if experiment else [])
+        said = await on.examine(exams(on, experiment, preflight(experiment)) if experiment else [])
     except CalibrationError as error:
         return [Finding("container", str(error), is_well=False)]
     libraries = ", ".join(f"{name} {version}" for name, version in said["libraries"].items())

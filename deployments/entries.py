@@ -118,8 +118,7 @@ async def compare(
 ) -> str:
     """Try methods on models that another run has measured."""
     chosen, where = await _checked(_named(file or experiment), changes, on, run)
-    measured = Run.find(runs_root(), base).folder.name
-    return await pipeline.compare.fn(chosen, measured, where, _earlier(run), refresh or None)
+    return await pipeline.compare.fn(chosen, base, where, _earlier(run), refresh or None)
 
 
 @flow(name="sweep", flow_run_name=_title)

@@ -1,9 +1,11 @@
 """Registers every deployment and runs what is asked of it, here, until it is stopped."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runner import Runner
@@ -22,7 +24,7 @@ def serve_all(address: str) -> None:
 async def _serve(address: str) -> None:
     runner = Runner(name="slm-calibration")
     forms = [
-        await runner.aadd_deployment(await deployed(entry, is_on=await is_on(entry))) for entry in ENTRIES
+        await runner.aadd_deployment(await deployed(entry, await schedules_of(entry))) for entry in ENTRIES
     ]
     print(f"Prefect UI: {address}")
     print(
@@ -32,22 +34,24 @@ async def _serve(address: str) -> None:
     await runner.start()
 
 
-async def is_on(entry: Entry) -> bool:
-    """Whether somebody has switched its schedule on, which registering it again would switch off."""
+async def schedules_of(entry: Entry) -> list[DeploymentScheduleCreate]:
+    """Its schedules as people have left them; registering it again would forget them."""
     async with get_client() as client:
         try:
             known = await client.read_deployment_by_name(f"{entry.name}/{entry.name}")
         except ObjectNotFound:
-            return False
-    return any(schedule.active for schedule in known.schedules)
+            return []
+    kept = set(DeploymentScheduleCreate.model_fields) - {"replaces"}
+    return [DeploymentScheduleCreate(**own.model_dump(include=kept)) for own in known.schedules]
 
 
-async def deployed(entry: Entry, *, is_on: bool = False) -> RunnerDeployment:
-    """The deployment of an entry."""
-    return await entry.flow.ato_deployment(
+async def deployed(entry: Entry, schedules: Sequence[DeploymentScheduleCreate] = ()) -> RunnerDeployment:
+    """The deployment of an entry; without schedules, with the one that it is declared with."""
+    made = await entry.flow.ato_deployment(
         name=entry.name,
         tags=list(entry.tags),
-        schedule=Cron(entry.weekly, timezone="UTC", active=is_on) if entry.weekly else None,
+        schedule=Cron(entry.weekly, timezone="UTC", active=False) if entry.weekly else None,
         concurrency_limit=entry.at_once,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    return made.model_copy(update={"schedules": [*schedules]}) if schedules else made

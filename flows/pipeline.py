@@ -27,7 +27,7 @@ from tasks.evaluate import draw, evaluate
 from tasks.judge import judge
 from tasks.prepare import prepare_questions, write_corpus
 from tasks.publish import publish
-from tasks.record import in_words, recording, stored_baseline
+from tasks.record import begun_with, continued, in_words, measured_run, recording, stored_baseline
 from tasks.show import show_answers, show_data, show_training
 from tasks.work import cut, infer, merge, obtain, train
 
@@ -89,7 +89,7 @@ async def compare(
 
     Args:
         experiment: Its methods are tried; its models and data must be those of the measured run.
-        base: The run whose measured models are used.
+        base: The run whose measured models are used; "latest" is the newest that has any.
         on: Where the heavy work runs; does not change the numbers.
         run: Id of the run; that of an earlier run continues it, unset makes a new one.
         refresh: Stages whose name begins so are repeated, such as "train dpo".
@@ -97,6 +97,8 @@ async def compare(
     Returns:
         The id of the run.
     """
+    run = continued(run)
+    base = measured_run(begun_with(base, run))
     measured = stored_baseline(base)
     with recording("compare", experiment, on, run, refresh, base) as record:
         await teach_and_compare(experiment, measured, on)

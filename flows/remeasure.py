@@ -9,7 +9,7 @@ from calibration.stages.drift import Deployed
 from flows.pipeline import LOCAL, answer, weights_of
 from tasks.drift import Stored, alone_with, examine, overtaken, publish_drift, questions_again, stored
 from tasks.prepare import prepare_questions
-from tasks.record import recording
+from tasks.record import begun_with, continued, recording
 
 
 @flow(name="remeasure", flow_run_name="remeasure {base}", validate_parameters=True)
@@ -35,6 +35,8 @@ async def remeasure(
     Returns:
         The id of the run.
     """
+    run = continued(run)
+    base = begun_with(base, run)
     async with alone_with(base):
         before = stored(base, run)
         if run is None and (done := overtaken(before.run)):

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,8 @@ from calibration.stages.drift import (
     load_drift,
 )
 from calibration.stages.evaluate import TrainedSystem
+from calibration.stewardship import in_use
+from tasks.cancellation import heeding_cancellation
 from tasks.journal import current_journal, current_listener
 from tasks.publish import run_info
 from tasks.record import stored_baseline
@@ -100,21 +102,33 @@ def stored(name: str, asking: str | None) -> Stored:
 @asynccontextmanager
 async def alone_with(base: str) -> AsyncIterator[None]:
     """Be the only one who measures again what a run stands for; whoever comes second waits."""
-    locks = locks_of(Store.from_environment(), Shared.from_environment())
+    store = Store.from_environment()
+    locks = locks_of(store, Shared.from_environment())
     key, holder = f"remeasure {_first(Run.find(runs_root(), base))}", uuid4().hex
-    if not await locks.aacquire_lock(key, holder, acquire_timeout=0.0):
-        get_run_logger().warning("%s is being measured again by another run; this one waits for it", base)
-        if listener := current_listener():
-            listener.started("wait for another run")
-        started = time.monotonic()
-        await locks.aacquire_lock(key, holder)
-        if listener:
-            seconds = time.monotonic() - started
-            listener.ended(StageRecord(name="wait for another run", state="Completed", seconds=seconds))
+    with in_use(store, runs_root()):
+        if not await locks.aacquire_lock(key, holder, acquire_timeout=0.0):
+            get_run_logger().warning("%s is being measured again by another run; this one waits", base)
+            with heeding_cancellation(), _waiting("wait for another run"):
+                await locks.aacquire_lock(key, holder)
+        try:
+            yield
+        finally:
+            locks.release_lock(key, holder)
+
+
+@contextmanager
+def _waiting(name: str) -> Iterator[None]:
+    """Show whoever looks that this goes on."""
+    listener, started, state = current_listener(), time.monotonic(), "Stopped"
+    if listener is None:
+        yield
+        return
+    listener.started(name)
     try:
         yield
+        state = "Completed"
     finally:
-        locks.release_lock(key, holder)
+        listener.ended(StageRecord(name=name, state=state, seconds=time.monotonic() - started))
 
 
 def _first(book: Run) -> str:
@@ -128,13 +142,15 @@ def _first(book: Run) -> str:
 def _in_force(book: Run, asking: str | None) -> Run:
     while True:
         record, policy = book.read(), book.folder / POLICY
-        if record.flow == "remeasure" and not policy.exists() and record.baseline:
+        if record.flow == "remeasure" and record.baseline and (record.run == asking or not policy.exists()):
             book = Run.find(runs_root(), record.baseline)
             continue
         stale = read_staleness(policy) if policy.exists() else None
-        if stale is None or stale.replaced_by in (None, asking):
+        successor = stale.replaced_by if stale else None
+        # A successor that was deleted, or that found other data when it was continued, has no policy.
+        if successor in (None, asking) or not (runs_root() / successor / POLICY).exists():
             return book
-        book = Run.find(runs_root(), stale.replaced_by)
+        book = Run.find(runs_root(), successor)
 
 
 def overtaken(base: str) -> str | None:
@@ -256,3 +272,5 @@ def mark(policy: Path, drift: Drift, run: str) -> None:
         ).write(policy)
     elif drift.decision == "unchanged" and earlier is not None:
         stale_path(policy).unlink()
+    elif earlier is not None and earlier.replaced_by == run:  # it found other data when it was continued
+        earlier.model_copy(update={"replaced_by": None}).write(policy)

@@ -17,7 +17,7 @@ from calibration.backends import BackendConfig
 from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.fingerprint import library_versions
-from calibration.runs import BASELINE, Run, RunRecord, new_run_id, run_of, runs_root
+from calibration.runs import BASELINE, LATEST, RUN, Run, RunRecord, new_run_id, run_of, runs_root
 from calibration.stages.baseline import Baseline
 from calibration.stewardship import in_use
 from tasks.cancellation import heeding_cancellation
@@ -45,7 +45,7 @@ def recording(
     """
     started, flow_run = time.monotonic(), _flow_run()
     record = RunRecord(
-        run=run or _retried(flow_run) or new_run_id(experiment.name),
+        run=continued(run) or new_run_id(experiment.name),
         flow=flow,
         experiment=experiment,
         backend=on.model_dump_json(),
@@ -95,9 +95,32 @@ def _flow_run() -> FlowRun | None:
     return context.flow_run if context else None
 
 
-def _retried(flow_run: FlowRun | None) -> str | None:
-    """The run that an earlier attempt of a flow run has begun."""
-    return run_of(runs_root(), str(flow_run.id)) if flow_run and flow_run.run_count > 1 else None
+def continued(run: str | None) -> str | None:
+    """The run that is to be continued: the named one, or the one that an earlier attempt has begun."""
+    flow_run = _flow_run()
+    if run is not None or flow_run is None or flow_run.run_count <= 1:
+        return run
+    return run_of(runs_root(), str(flow_run.id))
+
+
+def begun_with(base: str, run: str | None) -> str:
+    """The run that another one is based on; one that is continued keeps its own in place of "latest"."""
+    if base == LATEST and run and (runs_root() / run / RUN).exists():
+        return Run.find(runs_root(), run).read().baseline or base
+    return base
+
+
+def measured_run(name: str) -> str:
+    """The id of a run whose measured models others can start from; the latest is the newest that has any.
+
+    Raises:
+        ConfigurationError: There is no such run.
+    """
+    if name == LATEST:
+        for book in reversed([*Run.all(runs_root())]):
+            if (book.folder / BASELINE).exists():
+                return book.folder.name
+    return Run.find(runs_root(), name).folder.name
 
 
 @contextmanager

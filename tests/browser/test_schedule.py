@@ -8,7 +8,15 @@ from tests.serving import Served
 pytestmark = pytest.mark.slow
 
 
-def test_a_schedule_that_a_person_switched_on_stays_on_when_everything_is_started_anew(page, tmp_path):
+OF_ANOTHER = {
+    "schedule": {"cron": "0 4 * * 2", "timezone": "UTC", "day_or": True},
+    "active": True,
+    "parameters": {"base": "another"},
+    "slug": None,
+}
+
+
+def test_schedules_stay_as_a_person_left_them_when_everything_is_started_anew(page, tmp_path):
     assert switch(page, Served(tmp_path), turn_on=True) == "false"
     assert switch(page, Served(tmp_path)) == "true"
 
@@ -19,17 +27,21 @@ def switch(page, served, *, turn_on=False):
         identifier = served.deployments["remeasure"]
         page.goto(f"{served.address}/v2/deployments/deployment/{identifier}")
         page.get_by_text("At 03:00 AM, only on Monday").wait_for()
-        toggle = page.get_by_role("switch")
+        toggle = page.get_by_role("switch").last
         found = toggle.get_attribute("aria-checked")
         if turn_on:
             pressed(page, toggle, "/schedules/")
-        assert is_on(served, identifier) == (turn_on or found == "true")
+            [own] = schedules(served, identifier)
+            assert own["active"]
+            served.call(f"/deployments/{identifier}/schedules", [OF_ANOTHER])
+        own, other = sorted(schedules(served, identifier), key=lambda schedule: schedule["schedule"]["cron"])
+        assert own["active"]
+        assert {name: other[name] for name in OF_ANOTHER} == OF_ANOTHER
         assert served.interrupt() == 0
     finally:
         served.stop()
     return found
 
 
-def is_on(served, identifier):
-    [schedule] = served.call(f"/deployments/{identifier}")["schedules"]
-    return schedule["active"]
+def schedules(served, identifier):
+    return served.call(f"/deployments/{identifier}")["schedules"]

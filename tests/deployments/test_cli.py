@@ -129,27 +129,38 @@ def test_recorded_answers_are_measured_reported_and_cached(cli, recorded, tmp_pa
 
 def test_what_cannot_be_continued_or_repeated_is_said_in_one_line(cli, recorded, tmp_path):
     experiment = recorded()
-    assert cli("run", experiment).returncode == 0
+    assert cli("run", experiment, "--on", "threads=1").returncode == 0
     done = cli("resume", "latest", "--refresh", "jugde")
     assert done.returncode == 0
     assert re.search(
         r"--refresh must be how a stage begins, .*judge somebody plain.*got 'jugde'", done.stderr
     )
 
-    (tmp_path / "runs" / "latest" / "baseline.json").unlink()
-    done = cli("run", experiment, "--flow", "compare", "--refresh", "judge")
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "must have measured its models; resume it first" in done.stderr
+    # One that could not begin shows nothing of an earlier attempt, however that ended.
+    done = cli("remeasure", "latest")
+    assert done.returncode == 0, done.stderr
+    remeasured = json.loads((tmp_path / "runs" / "latest" / "run.json").read_text())
+    assert json.loads(remeasured["backend"])["threads"] == 1
+    (tmp_path / "runs" / remeasured["baseline"] / "router_policy.json").rename(tmp_path / "policy")
+    done = cli("resume", "latest")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "must have a router policy" in done.stderr
+    (tmp_path / "policy").rename(tmp_path / "runs" / remeasured["baseline"] / "router_policy.json")
 
     # An attempt that fails early shows nothing of an earlier one that came to its report.
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "artifacts").write_text("in the way")
-    done = cli("--store", tmp_path / "other", "resume", "latest", "--refresh", "judge")
+    done = cli("--store", tmp_path / "other", "resume", remeasured["baseline"], "--refresh", "judge")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "--refresh must" not in done.stderr
     assert "continue it: slm-calibration resume recorded-" in done.stderr
+
+    (tmp_path / "runs" / remeasured["baseline"] / "baseline.json").unlink()
+    done = cli("run", experiment, "--flow", "compare", "--refresh", "judge")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "must have measured its models; resume it first" in done.stderr
 
 
 @pytest.mark.skipif(

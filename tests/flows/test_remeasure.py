@@ -20,6 +20,7 @@ from calibration.routing.policy import Router, stale_path
 from calibration.runs import Run, runs_root
 from flows.pipeline import baseline
 from flows.remeasure import remeasure
+from tasks.drift import stored
 from tasks.journal import Listener, listening
 from tasks.shared import locks_of
 
@@ -129,9 +130,23 @@ def test_a_louder_confidence_gets_a_new_map_and_the_old_policy_is_followed_no_mo
     # From now on the new policy is what the old run stands for.
     _, later, _ = again(base)
     assert (later.base, later.decision) == (book.folder.name, "unchanged")
-    # Continued, the run that mended the policy finds what it found.
-    _, same, _ = again(base, run=book.folder.name)
-    assert same == found
+    # Continued, the run that mended the policy finds what it found, whatever it is said to be based on.
+    for name in (base, "latest", book.folder.name):
+        _, same, _ = again(name, run=book.folder.name)
+        assert same == found
+        assert book.read().baseline == base
+
+
+def test_a_policy_whose_successor_is_gone_is_measured_again_itself(measured):
+    base = measured(answers())
+    measured(answers(louder=1.0))
+    book, found, _ = again(base)
+    assert found.decision == "refit"
+    policy_of(book.folder.name).unlink()
+    assert stored(base, None).run == stored(book.folder.name, None).run == base
+    book.delete()
+    _, found, _ = again(base)
+    assert (found.base, found.decision) == (base, "refit")
 
 
 def test_a_confidence_that_knows_nothing_asks_for_training_and_a_recovery_is_noticed(measured):
