@@ -175,6 +175,10 @@ class Place:
     def resume(self, **environment):
         return self.begin("resume", "latest", **environment)
 
+    def go_on(self):
+        """Continue the run, as a person does; where the kill came before there was one, begin it."""
+        return self.resume() if (self.runs / "latest" / "run.json").exists() else self.run()
+
     def begin_anew(self):
         """An empty store and no runs; what came of the earlier ones was looked at."""
         for folder in (self.store, self.runs):

@@ -44,7 +44,7 @@ def test_killed_at_twenty_random_instants_it_ends_as_an_undisturbed_run(place, c
         if attempt.kill_after(instants.uniform(0, LONGEST * calm.seconds)):
             kills += 1
             caught.append(len(attempt.stages()))
-            attempt = place.resume()
+            attempt = place.go_on()
         else:
             check(place, calm)
             place.begin_anew()
