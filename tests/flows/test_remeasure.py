@@ -9,7 +9,10 @@ from unittest.mock import Mock, call
 import numpy as np
 import pandas as pd
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow_async
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.states import AwaitingRetry
 from scipy.special import expit
 
 from calibration.artifacts import Store
@@ -135,6 +138,28 @@ def test_a_louder_confidence_gets_a_new_map_and_the_old_policy_is_followed_no_mo
         _, same, _ = again(name, run=book.folder.name)
         assert same == found
         assert book.read().baseline == base
+
+
+def test_a_flow_run_that_is_retried_after_it_replaced_the_policy_measures_the_same_again(measured):
+    base = measured(answers())
+    measured(answers(louder=1.0))
+    parameters = {"base": "latest"}
+
+    async def twice():
+        async with get_client() as client:
+            flow_run = await client.create_flow_run(remeasure, parameters=parameters)
+            name = await run_flow_async(remeasure, flow_run=flow_run, parameters=parameters)
+            found = (Run.find(runs_root(), name).folder / "drift.json").read_text()
+            await client.set_flow_run_state(flow_run.id, AwaitingRetry(), force=True)
+            flow_run = await client.read_flow_run(flow_run.id)
+            assert await run_flow_async(remeasure, flow_run=flow_run, parameters=parameters) == name
+        return name, found
+
+    name, found = asyncio.run(twice())
+    assert (Run.find(runs_root(), name).folder / "drift.json").read_text() == found
+    assert Run.find(runs_root(), name).read().baseline == base
+    assert stored(base, None).run == name
+    assert policy_of(name).exists()
 
 
 def test_a_policy_whose_successor_is_gone_is_measured_again_itself(measured):
