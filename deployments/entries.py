@@ -23,10 +23,11 @@ from deployments.forms import EXPERIMENTS, FOLDER, Changes, Form, Measuring, Pla
 from flows import pipeline
 from flows import remeasure as remeasuring
 from flows import sweep as sweeping
+from tasks.record import continued
 
 
 def _asked(title: str, text: str, **more: JsonValue) -> Any:  # noqa: ANN401 - as pydantic has it
-    """What a form says of a parameter; Prefect leaves this as it is, and no field's own title."""
+    """What a form says of a parameter. Prefect writes over a field's own title and description, not these."""
     return Field(json_schema_extra={"title": title, "description": text, **more})
 
 
@@ -147,9 +148,11 @@ async def remeasure(
     refresh: Refresh = "",
 ) -> str:
     """Ask the system of a finished run again: did it drift? Mend its policy if a map suffices."""
-    record = Run.find(runs_root(), base).read()
+    earlier = continued(_earlier(run))
+    record = Run.find(runs_root(), earlier or base).read()
     chosen, where = await _checked(record.experiment, changes, on, run)
-    return await remeasuring.remeasure.fn(record.run, chosen, where, _earlier(run), refresh or None)
+    based_on = base if earlier else record.run
+    return await remeasuring.remeasure.fn(based_on, chosen, where, earlier, refresh or None)
 
 
 def _earlier(run: str) -> str | None:
