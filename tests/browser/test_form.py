@@ -65,7 +65,7 @@ def test_what_is_impossible_is_refused_in_the_form_with_its_sentence(page, serve
     skew = field(page, "Mean exposures")
     skew.fill("0")  # a browser knows "at least", the server knows "more than"
     submit(page)
-    page.get_by_text("0 is less than or equal to the minimum of 0").wait_for()
+    page.get_by_text("0 is less than or equal to the minimum of 0", exact=True).wait_for()  # beside it
     assert count(served) == before
 
 

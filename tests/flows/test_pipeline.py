@@ -24,6 +24,7 @@ from flows.pipeline import baseline, calibrate, compare
 from flows.remeasure import remeasure
 from flows.sweep import sweep
 from tasks.journal import listening
+from tests.told import every
 
 QUICK = {"epochs": 1, "learning_rate": 1e-3}
 EXPERIMENT = {
@@ -130,7 +131,7 @@ def test_the_ui_shows_what_every_stage_came_to(whole):
 
     async def read():
         async with get_client() as client:
-            return [one for one in await client.read_artifacts() if one.type == "markdown"]
+            return [one for one in await every(client.read_artifacts) if one.type == "markdown"]
 
     shown = {one.key: one.data for one in sorted(asyncio.run(read()), key=lambda one: one.created)}
     assert {f"answers-{name}" for name in ("tiny-plain", "tiny-stated", "dpo-stated", "implicit-plain")} | {

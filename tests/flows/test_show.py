@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 
 from calibration.artifacts import Store
@@ -17,6 +18,7 @@ from calibration.records import Question
 from calibration.runs import BASELINE, Run, runs_root
 from calibration.stages.baseline import Baseline
 from flows.pipeline import baseline
+from tests.told import every
 
 MOST_BYTES = 25_000
 
@@ -64,7 +66,8 @@ def shown(table, test):
 
     async def read():
         async with get_client() as client:
-            return [found for found in await client.read_artifacts() if found.flow_run_id == flow_run]
+            own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run]))
+            return await every(client.read_artifacts, artifact_filter=own)
 
     found = {one.key: one.data for one in asyncio.run(read()) if one.type == "markdown"}
     return Run.find(runs_root(), "latest"), found

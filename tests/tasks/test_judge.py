@@ -20,6 +20,7 @@ from calibration.spending import Spending
 from tasks.journal import Journal, keeping
 from tasks.judge import judge as judge_stage
 from tests.judges.gemini_server import GeminiServer, Say, error
+from tests.told import every
 
 PLANTED = "AIza-planted-5f0c-in-a-flow"
 
@@ -131,7 +132,7 @@ def artifacts(kind):
     async def read():
         async with get_client() as client:
             chosen = ArtifactFilter(type=ArtifactFilterType(any_=[kind]))
-            return await client.read_artifacts(artifact_filter=chosen)
+            return await every(client.read_artifacts, artifact_filter=chosen)
 
     return sorted(asyncio.run(read()), key=lambda artifact: (artifact.created, artifact.updated))
 
@@ -183,10 +184,10 @@ def test_a_planted_key_is_in_no_file_log_artifact_or_state(monkeypatch, tmp_path
     async def server_side():
         async with get_client() as client:
             return [
-                await client.read_logs(),
-                await client.read_artifacts(),
-                await client.read_flow_runs(),
-                await client.read_task_runs(),
+                await every(client.read_logs),
+                await every(client.read_artifacts),
+                await every(client.read_flow_runs),
+                await every(client.read_task_runs),
             ]
 
     told = repr(asyncio.run(server_side()))
