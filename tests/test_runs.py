@@ -5,19 +5,10 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.results import StageRecord
 from calibration.runs import Run, RunRecord, Use, new_run_id
-
-EXPERIMENT = Experiment.model_validate(
-    {
-        "name": "e",
-        "data": {"kind": "world"},
-        "models": {"m": {"weights": {"kind": "pocket"}}},
-        "judge": {"kind": "exact"},
-    }
-)
+from tests.runs import EXPERIMENT
 
 
 def record(name, minute=0):

@@ -9,19 +9,11 @@ import pytest
 
 from calibration.artifacts import Store
 from calibration.backends.ledger import Call, Ledger
-from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.runs import Run, RunRecord, Use
 from calibration.stewardship import alone, in_use, leftovers, runs_folders
+from tests.runs import EXPERIMENT
 
-EXPERIMENT = Experiment.model_validate(
-    {
-        "name": "e",
-        "data": {"kind": "world"},
-        "models": {"m": {"weights": {"kind": "pocket"}}},
-        "judge": {"kind": "exact"},
-    }
-)
 USER = (
     "import sys, time\nfrom pathlib import Path\nfrom calibration.artifacts import Store\n"
     "from calibration.runs import Run\nfrom calibration.stewardship import in_use\n"

@@ -6,21 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from calibration.artifacts import Store
-from calibration.config import Experiment
 from calibration.results import StageRecord
 from calibration.runs import Run, RunRecord, Use
 from calibration.spending import Spending
 from calibration.stewardship import in_use
 from tests.commands import run_many
-
-EXPERIMENT = Experiment.model_validate(
-    {
-        "name": "e",
-        "data": {"kind": "world"},
-        "models": {"m": {"weights": {"kind": "pocket"}}},
-        "judge": {"kind": "exact"},
-    }
-)
+from tests.runs import EXPERIMENT
 
 
 @pytest.fixture

@@ -4,24 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from calibration.config import Experiment
 from calibration.errors import ConfigurationError
 from calibration.runs import Run, RunRecord, runs_root
 from tasks.record import begun_with, measured_run
-
-EXPERIMENT = Experiment.model_validate(
-    {
-        "name": "e",
-        "data": {"kind": "world"},
-        "models": {"m": {"weights": {"kind": "pocket"}}},
-        "judge": {"kind": "exact"},
-    }
-)
+from tests.runs import EXPERIMENT
 
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """Begins runs, one a minute; the first has measured its models."""
+    """Begins a run at a minute; says whether its models were measured."""
     monkeypatch.setenv("SLM_CALIBRATION_RUNS", str(tmp_path))
 
     def begin(name, minute, baseline=None, *, is_measured=False):
