@@ -32,8 +32,9 @@ class Finding(NamedTuple):
 
 async def findings(on: BackendConfig, store: Store, experiment: Experiment | None) -> list[Finding]:
     """Everything that can be known without running a job, and for Modal what a container says."""
+    questions, read = _read(experiment)
     if not isinstance(on, Modal):
-        return [await _machines(on, store), *([_readable(experiment)] if experiment else [])]
+        return [await _machines(on, store), *read]
     app = await _finding(
         "app", on.check_deployment(), f"{APP} is deployed and runs this code, {deployed_code()[:8]}"
     )
@@ -42,13 +43,10 @@ async def findings(on: BackendConfig, store: Store, experiment: Experiment | Non
         await _finding("secret", on.check_secret(), f"{SECRET} holds {TOKEN}"),
         Finding("prices", _prices(on)),
         _budget(on, store),
+        *read,
     ]
-    readable = _readable(experiment) if experiment else None
-    if readable:
-        found.append(readable)
     if app.is_well:
-        is_asked = experiment if readable and readable.is_well else None
-        found += await _container(on, is_asked)
+        found += await _container(on, experiment, questions)
     return found
 
 
@@ -59,12 +57,14 @@ async def _machines(on: Local | Dask, store: Store) -> Finding:
     return await _finding("backend", on.check(store), f"{on.kind}: {words}")
 
 
-def _readable(experiment: Experiment) -> Finding:
+def _read(experiment: Experiment | None) -> tuple[Sequence[Question], list[Finding]]:
+    if not experiment:
+        return [], []
     try:
         questions = preflight(experiment)
     except CalibrationError as error:
-        return Finding("experiment", str(error), is_well=False)
-    return Finding("experiment", f"{experiment.name}: {len(questions)} questions can be asked")
+        return [], [Finding("experiment", str(error), is_well=False)]
+    return questions, [Finding("experiment", f"{experiment.name}: {len(questions)} questions can be asked")]
 
 
 async def check_models(on: BackendConfig, experiment: Experiment, questions: Sequence[Question]) -> None:
@@ -124,9 +124,11 @@ def _budget(on: Modal, store: Store) -> Finding:
     return Finding("budget", f"{Ledger(store).spent():.2f} of {on.max_usd:.2f} USD spent within 24 hours")
 
 
-async def _container(on: Modal, experiment: Experiment | None) -> list[Finding]:
+async def _container(
+    on: Modal, experiment: Experiment | None, questions: Sequence[Question]
+) -> list[Finding]:
     try:
-        said = await on.examine(exams(on, experiment, preflight(experiment)) if experiment else [])
+        said = await on.examine(exams(on, experiment, questions) if experiment and questions else [])
     except CalibrationError as error:
         return [Finding("container", str(error), is_well=False)]
     libraries = ", ".join(f"{name} {version}" for name, version in said["libraries"].items())
