@@ -94,8 +94,9 @@ class Store:
         try:
             draft.rename(place)
         except OSError:
-            # Someone else stored the same content first; theirs is as good if it is whole.
-            self.folder(artifact)
+            # When someone else stored the same content first, theirs is as good if it is whole.
+            if not self.is_whole(artifact):
+                raise
         return artifact
 
     def folder(self, artifact: Artifact) -> Path:

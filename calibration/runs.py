@@ -85,10 +85,11 @@ class Run:
             ConfigurationError: There is none of that name; the message lists those there are.
         """
         folder = (root / name).resolve()
-        if not (folder / RUN).is_file():
+        if folder.parent != root.resolve() or not (folder / RUN).is_file():
             known = [run.folder.name for run in cls.all(root)][-5:]
             raise ConfigurationError(
-                f"run must be one of {', '.join(known) or '(there are none yet)'} in {root}; got {name!r}"
+                f"run must be one of {', '.join(known) or '(there are none yet)'} in {root}; got {name!r}. "
+                "The folder of other runs is named with --runs"
             )
         return cls(folder)
 

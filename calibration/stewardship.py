@@ -1,17 +1,21 @@
 """What the runs need of a store, and what nobody needs: no run refers to it."""
 
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from stat import S_ISDIR
 
-from calibration.artifacts import Store
+from pydantic import ValidationError
+
+from calibration.artifacts import Artifact, Store
 from calibration.backends.ledger import Ledger
+from calibration.backends.worker import DONE
 from calibration.errors import ConfigurationError
-from calibration.runs import Run
+from calibration.runs import Run, runs_root
 
 LOCK, FOLDERS = "in-use.lock", "runs-folders.txt"
 
@@ -24,9 +28,9 @@ def in_use(store: Store, runs: Path) -> Iterator[None]:
     store.root.mkdir(parents=True, exist_ok=True)
     with (store.root / LOCK).open("a") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_SH)
-        if runs not in runs_folders(store):
+        if runs.resolve() not in _noted(store):
             with (store.root / FOLDERS).open("a", encoding="utf-8") as folders:
-                folders.write(f"{runs}\n")
+                folders.write(_line(store, runs.resolve()))
         yield
 
 
@@ -52,10 +56,35 @@ def alone(store: Store) -> Iterator[None]:
 
 
 def runs_folders(store: Store) -> list[Path]:
-    """The folders of runs that have used a store."""
-    path = store.root / FOLDERS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Path(line) for line in dict.fromkeys(lines) if line]
+    """The folders of runs that have used a store, gone or not, and the one that new runs go to."""
+    current = runs_root().resolve()
+    return [*dict.fromkeys([*_noted(store), *([current] if current.is_dir() else [])])]
+
+
+def settle_folders(store: Store, forgotten: Collection[Path]) -> None:
+    """Make sure that no folder of runs is gone but those to be forgotten, and note those that are left.
+
+    Raises:
+        ConfigurationError: One is gone, or one that is to be forgotten is not.
+    """
+    gone = [folder for folder in runs_folders(store) if not folder.is_dir()]
+    names = ", ".join(map(str, gone))
+    for folder in forgotten:
+        if folder not in gone:
+            raise ConfigurationError(
+                f"--forget must be {names or 'left out, since no folder of runs is gone'}; got {folder}"
+            )
+    if not set(gone) <= set(forgotten):
+        forget = " ".join(f"--forget {shlex.quote(str(folder))}" for folder in gone)
+        raise ConfigurationError(
+            f"every folder of runs must be there, or what its runs need would be removed; gone: {names}. "
+            "Bring it back or, when its runs lie where --runs points or are gone for good, forget it: "
+            f"slm-calibration gc {forget}"
+        )
+    draft = store.root / f"{FOLDERS}.draft"
+    left = [folder for folder in runs_folders(store) if folder not in gone]
+    draft.write_text("".join(_line(store, folder) for folder in left), encoding="utf-8")
+    draft.replace(store.root / FOLDERS)
 
 
 def all_runs(store: Store) -> list[Run]:
@@ -91,8 +120,9 @@ def leftovers(store: Store, older_than: timedelta = timedelta()) -> list[Leftove
     """
     uses = [use for run in all_runs(store) for use in run.uses()]
     records = {use.record for use in uses}
-    artifacts = {(artifact.kind, artifact.sha256) for use in uses for artifact in use.artifacts}
-    work = {use.work for use in uses} | {call.key for call in Ledger(store).open()}
+    work = {use.work for use in uses if use.work} | {call.key for call in Ledger(store).open()}
+    used = [artifact for use in uses for artifact in use.artifacts] + _made_by(store, work)
+    artifacts = {(artifact.kind, artifact.sha256) for artifact in used}
     root = store.root
     unreferred: dict[str, Iterable[Path]] = {
         "records": (
@@ -111,6 +141,28 @@ def leftovers(store: Store, older_than: timedelta = timedelta()) -> list[Leftove
     latest = datetime.now(UTC) - older_than
     found = [(kind, path, _extent(path)) for kind, paths in unreferred.items() for path in sorted(paths)]
     return [Leftover(kind, path, own[0]) for kind, path, own in found if own and own[1] <= latest]
+
+
+def _noted(store: Store) -> list[Path]:
+    path = store.root / FOLDERS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [(store.root.resolve().parent / line).resolve() for line in lines if line]
+
+
+def _line(store: Store, folder: Path) -> str:
+    """How a folder is noted: one beside the store, or deeper, is found again when both have moved."""
+    beside = store.root.resolve().parent
+    return f"{folder.relative_to(beside) if folder.is_relative_to(beside) else folder}\n"
+
+
+def _made_by(store: Store, work: Collection[str]) -> list[Artifact]:
+    """What has come of finished work: a run notes it only when its stage has ended."""
+    made = []
+    for key in work:
+        with suppress(FileNotFoundError, ValidationError):
+            note = (store.root / "scratch" / key / DONE).read_bytes()
+            made.append(Artifact.model_validate_json(note))
+    return made
 
 
 def _extent(path: Path) -> tuple[int, datetime] | None:

@@ -4,11 +4,12 @@ import argparse
 import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from calibration.artifacts import Store
 from calibration.errors import ConfigurationError
 from calibration.runs import Run, runs_root
-from calibration.stewardship import Leftover, alone, leftovers, runs_folders
+from calibration.stewardship import FOLDERS, Leftover, alone, leftovers, runs_folders, settle_folders
 
 UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -25,6 +26,14 @@ def add_gc(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     command.add_argument(
         "--older-than", metavar="AGE", type=_age, default=timedelta(), help="keep what is younger: 30d, 12h"
+    )
+    command.add_argument(
+        "--forget",
+        metavar="DIR",
+        action="append",
+        type=lambda folder: Path(folder).resolve(),
+        default=[],
+        help="this folder of runs is gone for good, or is where --runs points now",
     )
 
 
@@ -46,18 +55,24 @@ def runs(options: argparse.Namespace) -> None:
 def gc(options: argparse.Namespace) -> None:
     """Remove what no run refers to."""
     store = Store.from_environment()
-    folders = [str(folder) if folder.exists() else f"{folder} (gone)" for folder in runs_folders(store)]
-    if not folders:
+    if not (store.root / FOLDERS).exists():
         raise ConfigurationError(f"the store must have been used by a run; none has used {store.root}")
-    print(f"runs are looked for in {', '.join(folders)}")
     if options.dry_run:
+        print(_looked_in(store))
         print("\n".join(_shown(leftovers(store, options.older_than), "would be removed")))
         return
     with alone(store):
+        settle_folders(store, options.forget)
+        print(_looked_in(store))
         found = leftovers(store, options.older_than)
         for leftover in found:
             leftover.remove()
     print("\n".join(_shown(found, "removed")))
+
+
+def _looked_in(store: Store) -> str:
+    folders = [f"{folder}{'' if folder.is_dir() else ' (gone)'}" for folder in runs_folders(store)]
+    return f"runs are looked for in {', '.join(folders) or 'no folder'}"
 
 
 def _shown(found: list[Leftover], done: str) -> list[str]:

@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from pydantic import ValidationError
@@ -81,6 +82,24 @@ def test_storing_again_heals_an_altered_artifact(store):
     (store.folder(artifact) / "a").write_text("wrong")
     assert keep(store, a="right") == artifact
     assert (store.folder(artifact) / "a").read_text() == "right"
+
+
+@pytest.fixture
+def other_disk(tmp_path):
+    """A folder on another disk, into which no folder can be moved in one step."""
+    memory = Path("/dev/shm")  # noqa: S108 - nothing is left there
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other disk")
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_what_cannot_be_moved_into_place_is_not_said_to_be_missing(store, other_disk):
+    store.root.mkdir()
+    (store.root / "artifacts").symlink_to(other_disk)
+    with pytest.raises(OSError, match=r"drafts/.* -> .*/artifacts/thing/") as caught:
+        keep(store, a="right")
+    assert caught.value.errno == errno.EXDEV
 
 
 def test_a_draft_that_fails_leaves_nothing(store):

@@ -47,6 +47,25 @@ def test_a_run_cannot_be_named_out_of_its_folder(name):
         record(name)
 
 
+@pytest.mark.parametrize("name", ["../other/two", "{other}/two", "one/inner", ".", "", "away"])
+def test_only_a_run_of_its_folder_is_found(tmp_path, name):
+    root, other = tmp_path / "runs", tmp_path / "other"
+    Run.begin(other, record("two"))
+    inner = Run.begin(Run.begin(root, record("one")).folder, record("inner"))
+    (root / "away").symlink_to(other / "two")
+    (root / "run.json").write_bytes((inner.folder / "run.json").read_bytes())
+    name = name.format(other=other)
+    with pytest.raises(ConfigurationError, match=f"got '{name}'.* --runs"):
+        Run.find(root, name)
+
+
+def test_a_folder_of_runs_may_be_a_link(tmp_path):
+    Run.begin(tmp_path / "runs", record("one"))
+    (tmp_path / "link").symlink_to("runs")
+    for name in ("one", "latest"):
+        assert Run.find(tmp_path / "link", name).read() == record("one")
+
+
 def test_ids_are_names_and_differ():
     ids = {new_run_id("e") for _ in range(50)}
     assert len(ids) == 50

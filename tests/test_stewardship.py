@@ -9,6 +9,7 @@ import pytest
 
 from calibration.artifacts import Store
 from calibration.backends.ledger import Call, Ledger
+from calibration.backends.worker import finish
 from calibration.errors import ConfigurationError
 from calibration.runs import Run, RunRecord, Use
 from calibration.stewardship import alone, in_use, leftovers, runs_folders
@@ -109,6 +110,30 @@ def test_runs_in_another_folder_that_use_the_store_are_asked_too(store, tmp_path
     run(store, tmp_path / "runs", "here")
     run(store, tmp_path / "elsewhere", "there")
     assert runs_folders(store) == [tmp_path / "runs", tmp_path / "elsewhere"]
+    assert leftovers(store) == []
+
+
+def test_runs_beside_a_store_are_found_again_when_both_have_moved(store, tmp_path):
+    run(store, tmp_path / "runs", "one")
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.mkdir(parents=True)
+    for folder in (store.root, tmp_path / "runs"):
+        folder.rename(moved / folder.name)
+    assert runs_folders(Store(moved / "store")) == [moved / "runs"]
+    assert leftovers(Store(moved / "store")) == []
+
+
+def test_the_runs_that_are_looked_at_now_are_asked_whether_the_store_knows_of_them_or_not(store, tmp_path):
+    run(store, tmp_path / "runs", "one")
+    (store.root / "runs-folders.txt").unlink()
+    assert leftovers(store) == []
+
+
+def test_what_finished_work_has_made_stays_before_the_run_has_noted_it(store, tmp_path):
+    book = run(store, tmp_path / "runs", "one")
+    finish(store, "training", artifact(store, "adapter"))
+    assert [leftover.kind for leftover in leftovers(store)] == ["artifacts", "checkpoints"]
+    book.use(Use(work="training"))
     assert leftovers(store) == []
 
 

@@ -2,10 +2,12 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from shutil import rmtree
 
 import pytest
 
 from calibration.artifacts import Store
+from calibration.records import Verdict
 from calibration.results import StageRecord
 from calibration.runs import Run, RunRecord, Use
 from calibration.spending import Spending
@@ -84,6 +86,47 @@ def test_what_only_a_deleted_run_used_is_removed_and_counted(begin, tmp_path):
     assert re.search(r"\n1 removed, 1\.\d kB\n", removed)
     assert not store.is_whole(artifact)
     assert "an age must look like 30d, 12h or 90m; got 'soon'" in unread
+
+
+def test_a_store_is_not_cleaned_up_while_a_folder_of_runs_is_gone_unless_it_is_forgotten(begin, tmp_path):
+    store = Store.from_environment()
+    one, other = (store.save_rows(kind, [], Verdict) for kind in ("one", "other"))
+    begin("one", 1).use(Use(artifacts=(one,)))
+    with in_use(store, tmp_path / "other"):
+        began = Run(tmp_path / "runs" / "one").read()
+        Run.begin(tmp_path / "other", began).use(Use(artifacts=(other,)))
+    gone, moved = tmp_path / "runs", tmp_path / "moved"
+    gone.rename(moved)
+    commands = [
+        ["gc"],
+        ["gc", "--dry-run"],
+        ["--runs", moved, "gc", "--forget", tmp_path / "other"],
+        ["--runs", moved, "gc", "--forget", gone],
+        ["--runs", gone, "gc"],
+    ]
+    [[refused, would, there, forgotten, later], _] = run_many(tmp_path, commands)
+    assert [code for code, _, _ in (refused, would, there, forgotten, later)] == [2, 0, 2, 0, 0]
+    assert len(refused[2].splitlines()) == 1
+    assert f"gone: {gone}." in refused[2]
+    assert f"slm-calibration gc --forget {gone}" in refused[2]
+    assert f"{gone} (gone), {tmp_path / 'other'}" in would[1]
+    assert f"would be removed: {store.folder(one)}" in would[1]
+    assert f"--forget must be {gone}; got {tmp_path / 'other'}" in there[2]
+    for _, said, _ in (forgotten, later):
+        assert f"runs are looked for in {tmp_path / 'other'}, {moved}\n" in said
+        assert "0 removed" in said
+    assert store.is_whole(one)
+    assert store.is_whole(other)
+
+
+def test_a_folder_of_runs_that_is_gone_for_good_no_longer_keeps_what_its_runs_used(begin, tmp_path):
+    artifact = Store.from_environment().save_rows("one", [], Verdict)
+    begin("one", 1).use(Use(artifacts=(artifact,)))
+    rmtree(tmp_path / "runs")
+    [[(code, said, _)], _] = run_many(tmp_path, [["gc", "--forget", "runs"]])
+    assert code == 0
+    assert "1 removed" in said
+    assert not Store.from_environment().is_whole(artifact)
 
 
 def test_a_store_that_no_run_has_used_is_not_cleaned_up(tmp_path):

@@ -75,7 +75,7 @@ def test_cleaning_up_removes_what_a_deleted_run_left_and_nothing_that_another_ne
     needed = files()
     other, _ = run(experiment(50))
     assert files() > needed
-    options = argparse.Namespace(dry_run=False, older_than=timedelta())
+    options = argparse.Namespace(dry_run=False, forget=[], older_than=timedelta())
     gc(options)
     with_other = files()
     other.delete()
