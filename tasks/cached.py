@@ -58,15 +58,20 @@ class WholeArtifact(Serializer):
 
     def loads(self, blob: bytes) -> Artifact:
         """The reference, after reading every byte it refers to."""
-        try:
-            artifact = Artifact.model_validate_json(blob)
-        except ValidationError:
-            _note(UNREADABLE)
-            raise
+        artifact = reference(blob)
         if damage := Store.from_environment().damage(artifact):
-            _note(damage)
+            note(damage)
             raise ArtifactError(damage)
         return artifact
+
+
+def reference(result: bytes | str) -> Artifact:
+    """What a record holds; one that holds anything else is noted."""
+    try:
+        return Artifact.model_validate_json(result)
+    except ValidationError:
+        note(UNREADABLE)
+        raise
 
 
 def is_ours(record: bytes) -> bool:
@@ -88,10 +93,11 @@ def check_record(path: str) -> None:
         finding.record = path
     place = Path(PREFECT_LOCAL_STORAGE_PATH.value()) / path
     if place.is_file() and not is_ours(place.read_bytes()):
-        _note(UNREADABLE)
+        note(UNREADABLE)
         place.unlink(missing_ok=True)
 
 
-def _note(damage: str) -> None:
+def note(damage: str) -> None:
+    """Note what is wrong with the stage's stored result."""
     if finding := _finding.get(None):
         finding.damage = damage

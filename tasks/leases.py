@@ -101,17 +101,27 @@ class Lease:
         self._thread.join()
         # Out of reach: it ends by itself a minute later.
         with suppress(Exception):
-            self._shared.replace(self._name, self._version, FREE)
+            self._write(FREE)
 
     def _live(self) -> None:
         while not self._over.wait(SIGN_SECONDS):
             # Out of reach: the next sign may get through.
             with suppress(Exception):
-                version = self._shared.replace(self._name, self._version, _sign(self._here))
-                if version is None:
+                if not self._write(_sign(self._here)):
                     # Taken over. What is made twice is equal, and is stored once.
                     return
-                self._version = version
+
+    def _write(self, content: bytes) -> bool:
+        """Replace what this holder wrote last; False when someone else has taken over."""
+        version = self._shared.replace(self._name, self._version, content)
+        if version is None:
+            found = self._shared.read(self._name)
+            if found is None or not found[1].startswith(self._here):
+                return False
+            # A write got through whose answer did not: who holds the lock file here wrote what is there.
+            version = self._shared.replace(self._name, found[0], content) or found[0]
+        self._version = version
+        return True
 
 
 def _lock_folder(folder: Path) -> bytes:

@@ -6,12 +6,13 @@ import json
 from typing import ClassVar
 
 from prefect.filesystems import WritableFileSystem
+from prefect.logging import get_run_logger
 from prefect.utilities.annotations import NotSet
 
 from calibration.artifacts import Artifact, Store
 from calibration.errors import ArtifactError
 from calibration.shared import Shared
-from tasks.cached import is_ours
+from tasks.cached import UNREADABLE, is_ours, note, reference
 from tasks.leases import LeaseManager
 from tasks.locks import FlockManager
 
@@ -39,9 +40,22 @@ class Records(WritableFileSystem):
         if content is None:
             raise ArtifactError(f"{path} must be a record in {self.url}; there is none")
         if not is_ours(content):
+            note(UNREADABLE)
             raise ArtifactError(f"{path} in {self.url} must be a record of this pipeline; it is not")
-        shared.get(Artifact.model_validate_json(json.loads(content)["result"]), Store.from_environment())
+        self._bring(reference(json.loads(content)["result"]), Store.from_environment())
         return content
+
+    def _bring(self, artifact: Artifact, store: Store) -> None:
+        """Fetch an artifact that is not whole on this machine, and say so."""
+        damage = store.damage(artifact)
+        if not damage:
+            return
+        try:
+            Shared(self.url).get(artifact, store)
+        except ArtifactError:
+            note(f"{damage}, and {self.url} does not have it as it was stored")
+            raise
+        get_run_logger().info("%s; it was fetched from %s", damage, self.url)
 
 
 _known: dict[str, Records] = {}

@@ -8,7 +8,7 @@ with the same work joins it while it runs, and afterwards finds what came of it.
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
@@ -27,11 +27,12 @@ from calibration.schema import Schema
 from calibration.shared import VARIABLE, Shared
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, Worker
 
 CODE = "the code"
 STOP_SECONDS = 1.0
-"""Time between two looks of a running job at whether it is to stop."""
+"""Time between two looks of a running job at whether anyone wants it still."""
+POLL_SECONDS = 0.1
 
 
 class Dask(Schema):
@@ -43,7 +44,7 @@ class Dask(Schema):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each job; unset, half of the cores of the machine."""
     patience_seconds: float = Field(default=30.0, gt=0)
-    """How long the scheduler may take to answer."""
+    """How long the scheduler may take to answer, and a cancelled job to end."""
 
     async def check(self, store: Store) -> None:
         """Every machine must share this store, run this very code, and compute with the versions here."""
@@ -93,22 +94,30 @@ class Dask(Schema):
         return await asyncio.to_thread(shared.get, artifact, store)
 
     async def _answer(self, client: "Client", job: Job, key: str, progress: Progress) -> dict[str, Any]:
-        from distributed import Event, fire_and_forget, wait
+        from distributed import fire_and_forget, wait
 
         client.subscribe_topic(key, lambda event: progress(*event[1]))
-        stop = Event(key, client=client)
-        await stop.clear()
         future = client.submit(do, job.model_dump(mode="json"), key, self.threads, key=key)
         fire_and_forget(future)
         try:
             with client.as_current():
                 await wait([future])
         except asyncio.CancelledError:
-            # Dask forgets the work, but cannot stop it where it runs.
-            await stop.set()
-            await client.cancel([future], force=True)
+            # Out of reach: it ends by itself.
+            with suppress(OSError):
+                await self._end(client, future)
             raise
         return await self._outcome(future)
+
+    async def _end(self, client: "Client", future: "Future") -> None:
+        """Take the work back and wait until it is over, so that nobody begins it again beside itself."""
+        async with asyncio.timeout(self.patience_seconds):
+            await client.cancel([future], force=True)
+            while True:
+                has = await client.run(has_work, future.key, on_error="ignore")
+                if not any(has.values()):
+                    return
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _outcome(self, future: "Future") -> dict[str, Any]:
         if future.status == "finished":
@@ -155,6 +164,11 @@ def what_is_here() -> dict[str, str | None]:
     return {VARIABLE: os.environ.get(VARIABLE), CODE: package_digest()[:12], **versions}
 
 
+def has_work(key: str, dask_worker: "Worker") -> bool:
+    """Whether this work is anywhere between its coming and its end on the machine where this runs."""
+    return key in dask_worker.state.tasks
+
+
 def do(job: dict[str, JsonValue], key: str, threads: int | None) -> dict[str, JsonValue]:
     """Do a job on the machine where this runs, in a process of its own.
 
@@ -174,7 +188,7 @@ def do(job: dict[str, JsonValue], key: str, threads: int | None) -> dict[str, Js
 
 
 async def _done(job: Job, key: str, threads: int | None) -> Artifact:
-    from distributed import Event, get_worker
+    from distributed import Reschedule, get_worker
 
     store, shared, worker = Store.from_environment(), Shared.from_environment(), get_worker()
     if shared is None:
@@ -185,14 +199,16 @@ async def _done(job: Job, key: str, threads: int | None) -> Artifact:
     forget(store, key)
     for artifact in [value for _, value in job if isinstance(value, Artifact)]:
         shared.get(artifact, store)
-    stop = Event(key)
     work = asyncio.create_task(
         Local(threads=threads).run(job, key, store, lambda *told: worker.log_event(key, told))
     )
-    while not work.done():
-        await asyncio.wait([work], timeout=STOP_SECONDS)
-        if stop.is_set():
+    while not (await asyncio.wait([work], timeout=STOP_SECONDS))[0]:
+        # Dask forgets work that was taken back, but cannot stop it where it runs.
+        if worker.state.tasks[key].state == "cancelled":
             work.cancel()
+            await asyncio.wait([work])
+            # For whoever may have asked for it again while it ended.
+            raise Reschedule
     artifact = await work
     shared.put(artifact, store)
     shared.note(key, artifact)

@@ -54,6 +54,14 @@ def killed(shared, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
 
 
+def lose_an_answer(manager):
+    """What the bucket holds when a sign of life got through and the answer to it did not."""
+    lease, is_written = manager._leases["key"], None
+    while is_written is None:
+        version, _ = lease._shared.read(lease._name)
+        is_written = lease._shared.replace(lease._name, version, lease._here + b"unanswered")
+
+
 def tries(manager, key="key"):
     return manager.acquire_lock(key, "me", acquire_timeout=0)
 
@@ -92,6 +100,26 @@ def test_a_holder_that_shows_signs_of_life_is_never_taken_over(machine, clock, m
         assert not tries(b)
         seen.add(b._signs["key"])
         clock.now += LEASE_SECONDS - 1
+
+
+def test_a_holder_that_missed_an_answer_still_shows_signs_of_life(machine, clock, monkeypatch):
+    monkeypatch.setattr(leases, "SIGN_SECONDS", 0.0)
+    a, b = machine("a"), machine("b")
+    assert tries(a)
+    lose_an_answer(a)
+    seen = set()
+    while len(seen) < 4:
+        assert not tries(b)
+        seen.add(b._signs["key"])
+        clock.now += LEASE_SECONDS - 1
+
+
+def test_a_holder_that_missed_an_answer_lets_go_at_once(machine, clock):
+    a, b = machine("a"), machine("b")
+    assert tries(a)
+    lose_an_answer(a)
+    a.release_lock("key", "me")
+    assert tries(b)
 
 
 def test_who_was_taken_over_does_not_end_the_lease_of_the_next(machine, clock):

@@ -18,6 +18,8 @@ from tasks.journal import Journal, keeping
 from tasks.stage import stage
 
 RAN = []
+NOTES = []
+"""What was noted of each stage."""
 
 
 class Planted:
@@ -43,6 +45,7 @@ async def write(text: str) -> Artifact:
 def machine(tmp_path, monkeypatch):
     """Runs a stage on a machine of this name: what came of it, and how it ended."""
     RAN.clear()
+    NOTES.clear()
 
     def run(name, text="a"):
         @flow
@@ -53,6 +56,7 @@ def machine(tmp_path, monkeypatch):
         cache = temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / name / "cache"})
         with cache, keeping(Journal()) as journal:
             artifact = asyncio.run(around())
+        NOTES.extend(record.note for record in journal.stages)
         return artifact, [record.state for record in journal.stages]
 
     return run
@@ -63,6 +67,7 @@ def test_what_was_made_on_one_machine_is_cached_on_the_other(place, machine):
     other, cached = machine("other")
     assert (states, cached) == (["Completed"], ["Cached"])
     assert RAN == ["a"]
+    assert NOTES == ["", ""]
     assert one == other
     assert (Store.from_environment().folder(other) / "text").read_text() == "a"
 
@@ -78,7 +83,41 @@ def test_an_artifact_altered_in_between_is_made_again_and_is_whole_for_the_third
     files.pipe_file(path, b"wrong")
     assert machine("other") == (artifact, ["Completed"])
     assert machine("third") == (artifact, ["Cached"])
+    note = f"text {artifact.sha256[:12]} is missing, and {place} does not have it as it was stored"
+    assert NOTES.index(note) == 1
+    assert NOTES.count("") == 2
     assert (Store.from_environment().folder(artifact) / "text").read_text() == "a"
+
+
+def test_an_artifact_altered_on_a_machine_is_fetched_anew_and_that_is_said(place, machine, caplog):
+    artifact, _ = machine("one")
+    text = Store.from_environment().folder(artifact) / "text"
+    text.write_text("wrong")
+    assert machine("one") == (artifact, ["Cached"])
+    assert text.read_text() == "a"
+    said = f"text {artifact.sha256[:12]} was altered after it was stored (text); it was fetched from {place}"
+    assert said in caplog.messages
+
+
+def test_what_is_altered_on_the_machine_and_in_between_is_named_and_made_again(place, machine):
+    artifact, _ = machine("one")
+    (Store.from_environment().folder(artifact) / "text").write_text("wrong")
+    files, path = url_to_fs(f"{place}/artifacts/text/{artifact.sha256}/text")
+    files.pipe_file(path, b"wrong")
+    assert machine("one") == (artifact, ["Completed"])
+    assert NOTES[1].startswith(f"text {artifact.sha256[:12]} was altered after it was stored (text), and")
+    assert machine("other") == (artifact, ["Cached"])
+
+
+@pytest.mark.parametrize("result", ["no reference", None])
+def test_a_record_that_cannot_be_read_is_said_and_made_again(place, machine, result):
+    machine("one")
+    files, path = url_to_fs(f"{place}/cache/write")
+    [record] = files.find(path)
+    files.pipe_file(record, json.dumps(json.loads(files.cat_file(record)) | {"result": result}).encode())
+    assert machine("other")[1] == ["Completed"]
+    assert machine("third")[1] == ["Cached"]
+    assert NOTES == ["", "its record in the cache could not be read", ""]
 
 
 def test_a_place_out_of_reach_is_no_reason_to_do_work_again(s3, machine, monkeypatch, tmp_path):
@@ -115,5 +154,6 @@ def test_a_planted_record_that_would_run_code_is_not_read(place, machine, tmp_pa
     planted["metadata"]["serializer"] = {"type": "pickle"}
     files.pipe_file(record, json.dumps(planted).encode())
     assert machine("other")[1] == ["Completed"]
+    assert NOTES == ["", "its record in the cache could not be read"]
     assert not (tmp_path / "ran").exists()
     assert machine("third")[1] == ["Cached"]
