@@ -37,9 +37,9 @@ class Spending(Schema):
         return f"${self.usd:.2f} (judge ${self.judge_usd:.2f}, GPUs ${self.gpu_usd:.2f}{beside})"
 
 
-def spent_on_judge(model: LanguageJudge, after: int) -> Spending:
-    """What the requests to a judge's model cost that have a higher number; see `latest_request`."""
-    costs = model.costs(after)
+def spent_on_judge(model: LanguageJudge, asker: str) -> Spending:
+    """What the requests to a judge's model cost that were made on behalf of someone; see `asking_as`."""
+    costs = model.costs(asker)
     return Spending(
         judge_usd=sum(cost.usd or 0.0 for cost in costs),
         unpriced=sum(cost.spent.requests if cost.usd is None else cost.spent.unknown for cost in costs),

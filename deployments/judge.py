@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
+from uuid import uuid4
 
 import numpy as np
 from pydantic import ValidationError
@@ -20,7 +21,7 @@ from calibration.config import apply_change, explain
 from calibration.errors import ConfigurationError, JudgeError
 from calibration.judges import Judge, JudgeConfig
 from calibration.judges.cascade import model_behind
-from calibration.judges.ledger import latest_request
+from calibration.judges.ledger import asking_as
 from calibration.marking import (
     AnswerColumns,
     Answers,
@@ -126,11 +127,12 @@ def judge(options: argparse.Namespace) -> None:
     truth = [read_mark(row, options.against) for row in answers.rows] if options.against else None
     Store.from_environment().check_writable()
     by.check(answers.questions)
-    model, before = model_behind(by), latest_request(Store.from_environment().root)
+    model, asker = model_behind(by), uuid4().hex
     try:
-        verdicts = _run(by, answers)
+        with asking_as(asker):
+            verdicts = _run(by, answers)
     finally:
-        for cost in model.costs(before) if model else []:
+        for cost in model.costs(asker) if model else []:
             print(f"cost: {cost}")
     write_table(out, answers.with_verdicts(verdicts))
     marks = [math.nan if verdict.is_correct is None else float(verdict.is_correct) for verdict in verdicts]

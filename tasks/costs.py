@@ -5,10 +5,8 @@ from contextlib import asynccontextmanager
 
 from prefect.artifacts import acreate_table_artifact
 
-from calibration.artifacts import Store
 from calibration.judges import Judge
 from calibration.judges.cascade import model_behind
-from calibration.judges.ledger import latest_request
 from calibration.judges.money import Cost
 from tasks.journal import current_journal
 from tasks.telling import tell
@@ -20,14 +18,12 @@ KEY = "judging-costs"
 async def showing_costs(judge: Judge) -> AsyncIterator[None]:
     """However the body ends, show what asking the judge's model has cost, in this run and in all."""
     model, journal = model_behind(judge), current_journal()
-    if journal.asked_before is None:
-        journal.asked_before = latest_request(Store.from_environment().root)
+    journal.asked = model
     try:
-        with journal.asking(model):
-            yield
+        yield
     finally:
         if model:
-            shown = [_row("this run", cost) for cost in model.costs(journal.asked_before)]
+            shown = [_row("this run", cost) for cost in model.costs(journal.asker)]
             shown += [_row("all runs", cost) for cost in model.costs()]
             words = f"Costs of judging by {judge.version}"
             await tell(lambda: acreate_table_artifact(shown, key=KEY, description=words))

@@ -7,10 +7,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
+from uuid import uuid4
 
 from calibration.artifacts import Artifact, Store
 from calibration.judges.language import LanguageJudge
-from calibration.judges.ledger import latest_request
+from calibration.judges.ledger import asking_as
 from calibration.results import StageRecord
 from calibration.runs import Run, Use
 from calibration.spending import Spending, spent_on_gpus, spent_on_judge
@@ -45,14 +46,14 @@ class Journal:
     """Whether the Prefect server has gone; nothing more is told to it."""
     clock: float = field(default_factory=time.monotonic)
     """When it began, by a clock that nobody sets."""
-    asked_before: int | None = None
-    """The latest request to a judging model before this run's first."""
+    asker: str = field(default_factory=lambda: uuid4().hex)
+    """On whose behalf the judge's ledger says that its requests are made."""
+    asked: LanguageJudge | None = None
+    """Whom they are made to, once there are any."""
     spent: Spending = field(default_factory=Spending)
-    """In earlier attempts, and on the judging of this one that is over."""
+    """In earlier attempts."""
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     _work: set[str] = field(default_factory=set)
-    _asking: list[tuple[LanguageJudge, int]] = field(default_factory=list)
-    """For each judging that goes on: who is asked, and the latest request before the first of them."""
     _noted: float = 0.0
 
     def wants_refresh(self, stage: str) -> bool:
@@ -90,25 +91,10 @@ class Journal:
         if self.run:
             self.run.use(Use(record=record, work=work, artifacts=artifacts))
 
-    @contextmanager
-    def asking(self, model: LanguageJudge | None) -> Iterator[None]:
-        """Count what is asked of a judge's model inside. Only one process at a time can be asking."""
-        if model is None:
-            yield
-            return
-        first = self._asking[0][1] if self._asking else latest_request(Store.from_environment().root)
-        self._asking.append((model, first))
-        try:
-            yield
-        finally:
-            if len(self._asking) == 1:
-                self.spent += spent_on_judge(model, first)
-            self._asking.pop()
-
     def spending(self) -> Spending:
         """What the run has cost so far."""
         gpus = spent_on_gpus(Store.from_environment(), self._work, self.began)
-        judge = spent_on_judge(*self._asking[0]) if self._asking else Spending()
+        judge = spent_on_judge(self.asked, self.asker) if self.asked else Spending()
         return self.spent + judge + gpus
 
     def _note_spending(self) -> None:
@@ -131,7 +117,8 @@ def keeping(journal: Journal) -> Iterator[Journal]:
     """Make this the journal of all that happens inside."""
     token = _current.set(journal)
     try:
-        yield journal
+        with asking_as(journal.asker):
+            yield journal
     finally:
         _current.reset(token)
 

@@ -105,13 +105,13 @@ class LanguageJudge(Limits, ABC):
         )
         return Money(self.priced, self.max_usd, sum(spent))
 
-    def costs(self, after: int = 0) -> list[Cost]:
+    def costs(self, asker: str | None = None) -> list[Cost]:
         """What asking the model has cost, in each way that it was asked, by the store's ledger.
 
         Args:
-            after: Count only requests with a higher number.
+            asker: Count only requests on behalf of this one; see `asking_as`.
         """
-        found = read_spent(Store.from_environment().root, after)
+        found = read_spent(Store.from_environment().root, asker)
         costs = [
             Cost(
                 provider=provider,

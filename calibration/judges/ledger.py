@@ -16,6 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from calibration.judges.provider import Reply, Usage
 from calibration.records import Label
 
 FILE = "judge.sqlite"
-VERSION = 1
+VERSION = 2
 TURN_SECONDS = 0.05
 
 _TABLES = """
@@ -41,6 +42,7 @@ CREATE TABLE attempt (
     model TEXT NOT NULL,           -- the model that was asked for
     most_prompt INTEGER NOT NULL,  -- tokens that it can use at most
     most_output INTEGER NOT NULL,
+    asker TEXT NOT NULL,           -- on whose behalf; see `asking_as`
     sent TEXT NOT NULL,
     ended TEXT,
     outcome TEXT,                  -- NULL while the request is under way
@@ -55,6 +57,7 @@ CREATE TABLE attempt (
     body TEXT                      -- the reply as it came
 ) STRICT;
 CREATE INDEX attempt_key ON attempt (key);
+CREATE INDEX attempt_asker ON attempt (asker);
 CREATE INDEX attempt_job ON attempt (job) WHERE job IS NOT NULL;
 CREATE TABLE verdict (
     key TEXT PRIMARY KEY,
@@ -156,7 +159,7 @@ class Ledger:
             elif version != VERSION:
                 raise JudgeError(
                     f"the ledger {self.path} must be of version {VERSION}; it is of version {version}. "
-                    "Update slm-calibration, or use another store"
+                    "Use the slm-calibration that wrote it, or another store"
                 )
             # Whoever holds the lock knows that nobody else is waiting for these. Of a job one can ask.
             self._db.execute(
@@ -170,11 +173,11 @@ class Ledger:
 
     def begin(self, key: str, provider: str, model: str, at_most: Usage) -> int:
         """Write down that a request is about to go out, and return its number."""
-        row = (key, provider, model, at_most.prompt, at_most.output, _now())
+        row = (key, provider, model, at_most.prompt, at_most.output, _asker.get(), _now())
         with self._explained():
             cursor = self._db.execute(
-                "INSERT INTO attempt (key, provider, model, most_prompt, most_output, sent) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO attempt (key, provider, model, most_prompt, most_output, asker, sent) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
         return int(cursor.lastrowid or 0)
@@ -197,9 +200,10 @@ class Ledger:
                 numbers = []
                 for key, at_most in requests:
                     cursor = self._db.execute(
-                        "INSERT INTO attempt (job, key, provider, model, most_prompt, most_output, sent) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (label, key, provider, model, at_most.prompt, at_most.output, _now()),
+                        "INSERT INTO attempt "
+                        "(job, key, provider, model, most_prompt, most_output, asker, sent) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        (label, key, provider, model, at_most.prompt, at_most.output, _asker.get(), _now()),
                     )
                     numbers.append(int(cursor.lastrowid or 0))
                 self._db.execute("COMMIT")
@@ -277,7 +281,7 @@ class Ledger:
     def spent(self, provider: str, model: str) -> Spent:
         """What all requests to this model used, over every run."""
         with self._explained():
-            return _spent(self._db, after=0).get((provider, model), Spent(Usage()))
+            return _spent(self._db).get((provider, model), Spent(Usage()))
 
     def outcomes(self) -> dict[tuple[str, str, str], int]:
         """How many requests ended in which way, by provider, model and outcome."""
@@ -309,34 +313,41 @@ _SPENT = """
 SELECT provider, model, COUNT(*), COUNT(*) - COUNT(prompt),
     TOTAL(prompt), TOTAL(cached), TOTAL(output), TOTAL(thoughts),
     TOTAL(most_prompt) FILTER (WHERE prompt IS NULL), TOTAL(most_output) FILTER (WHERE prompt IS NULL)
-FROM attempt WHERE id > ? GROUP BY provider, model
+FROM attempt{where} GROUP BY provider, model
 """
 
 
-def _spent(db: sqlite3.Connection, after: int) -> dict[tuple[str, str], Spent]:
+def _spent(db: sqlite3.Connection, asker: str | None = None) -> dict[tuple[str, str], Spent]:
     found = {}
-    for provider, model, requests, unknown, *tokens in db.execute(_SPENT, (after,)):
+    query = _SPENT.format(where="" if asker is None else " WHERE asker = ?")
+    for provider, model, requests, unknown, *tokens in db.execute(query, () if asker is None else (asker,)):
         used, most = Usage(*map(int, tokens[:4])), Usage(prompt=int(tokens[4]), output=int(tokens[5]))
         found[provider, model] = Spent(used, unknown, most, requests)
     return found
 
 
-def read_spent(folder: Path, after: int = 0) -> dict[tuple[str, str], Spent]:
+def read_spent(folder: Path, asker: str | None = None) -> dict[tuple[str, str], Spent]:
     """What the requests in a folder's ledger used, by provider and model, while others may write to it.
 
     Args:
         folder: Where the ledger is, if there is one.
-        after: Only requests with a higher number; see `latest_request`.
+        asker: Only requests on behalf of this one; see `asking_as`.
     """
     with _reading(folder) as db:
-        return _spent(db, after) if db else {}
+        return _spent(db, asker) if db else {}
 
 
-def latest_request(folder: Path) -> int:
-    """The number of the latest request in a folder's ledger; 0 when there is none."""
-    with _reading(folder) as db:
-        (number,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM attempt").fetchone() if db else (0,)
-    return int(number)
+_asker: ContextVar[str] = ContextVar("asker", default="")
+
+
+@contextmanager
+def asking_as(asker: str) -> Iterator[None]:
+    """Write down the requests that are made inside as this one's; by its name it finds what they cost."""
+    token = _asker.set(asker)
+    try:
+        yield
+    finally:
+        _asker.reset(token)
 
 
 @contextmanager

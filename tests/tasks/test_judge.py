@@ -3,7 +3,10 @@
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 import traceback
+from subprocess import PIPE
 
 import pytest
 from prefect import flow
@@ -124,6 +127,41 @@ def test_a_run_knows_what_it_has_cost_while_it_judges(monkeypatch, tmp_path):
     assert noted[0] < noted[-1], "what a kill now would leave is told already"
     assert book.spending() == journal.spending()
     assert book.spending().judge_usd == pytest.approx(1 + (30 * 600 * 0.30 + 30 * 20 * 2.50) / 1e6)
+
+
+OTHER = """
+import asyncio, sys
+from calibration.artifacts import Store
+from calibration.judges.ledger import opened
+from calibration.judges.provider import Usage
+
+async def ask():
+    async with opened(Store.from_environment().root) as ledger:
+        print("held", flush=True)
+        sys.stdin.readline()
+        ledger.begin("k", "gemini", sys.argv[1], Usage(prompt=1000, output=100))
+
+asyncio.run(ask())
+"""
+
+
+def test_what_another_process_asks_while_a_run_waits_for_its_turn_is_not_among_its_costs(monkeypatch):
+    class Waiting(Listener):
+        def progressed(self, stage, fraction, note):
+            if f"waits for process {other.pid}" in note and not other.stdin.closed:
+                other.stdin.close()
+
+    Store.from_environment().root.mkdir(parents=True)
+    command = [sys.executable, "-c", OTHER, Gemini().model]
+    with GeminiServer() as server, subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        journal = Journal(listener=Waiting())
+        run(server, monkeypatch, journal=journal)
+        assert other.wait() == 0
+    [here, total] = json.loads(artifacts("table")[-1].data)
+    assert (here["requests"], here["requests of unknown cost"]) == (30, 0)
+    assert (total["requests"], total["requests of unknown cost"]) == (31, 1)
+    assert journal.spending().unpriced == 0
 
 
 def artifacts(kind):
