@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from uuid import UUID
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
@@ -24,14 +25,21 @@ async def reporting(title: str) -> AsyncIterator[Progress]:
         latest = (fraction, f"{title}: {note}" if note else title)
         journal.progress(title, fraction, note)
 
-    identifier = await tell(lambda: acreate_progress_artifact(0.0, description=title))
+    shown: UUID | None = None
 
     async def show() -> None:
-        if identifier is not None:
-            fraction, text = latest
-            await tell(
-                lambda: aupdate_progress_artifact(identifier, progress=100 * fraction, description=text)
+        nonlocal shown
+        fraction, text = latest
+        # What somebody has deleted is made anew.
+        shown = await tell(
+            lambda: (
+                aupdate_progress_artifact(shown, progress=100 * fraction, description=text)
+                if shown
+                else acreate_progress_artifact(100 * fraction, description=text)
             )
+        )
+
+    await show()
 
     async def keep_up() -> None:
         while True:

@@ -96,11 +96,11 @@ def _flow_run() -> FlowRun | None:
 
 
 def continued(run: str | None) -> str | None:
-    """The run that is to be continued: the named one, or the one that an earlier attempt has begun."""
+    """The run that is to be continued: the one that an earlier attempt has worked on, or the named one."""
     flow_run = _flow_run()
-    if run is not None or flow_run is None or flow_run.run_count <= 1:
+    if flow_run is None or flow_run.run_count <= 1:
         return run
-    return run_of(runs_root(), str(flow_run.id))
+    return run_of(runs_root(), str(flow_run.id)) or run
 
 
 def begun_with(base: str, run: str | None) -> str:
@@ -133,7 +133,13 @@ def _opened(record: RunRecord) -> Iterator[Run]:
         return
     book = Run.find(runs_root(), record.run)
     with book.held():
-        if book.read().experiment != record.experiment:
+        earlier = book.read()
+        if earlier.flow != record.flow:
+            raise ConfigurationError(
+                f"run {record.run} must be continued by {earlier.flow}, which began it; got {record.flow}. "
+                "Begin a new run: what is there already is taken from the cache"
+            )
+        if earlier.experiment != record.experiment:
             raise ConfigurationError(
                 f"run {record.run} must be continued with the experiment it began with; its settings differ. "
                 "Begin a new run: what did not change is taken from the cache"

@@ -12,9 +12,10 @@ T = TypeVar("T")
 
 
 async def tell(what: Callable[[], Awaitable[T]]) -> T | None:
-    """Tell the server something; None when it is out of reach, which must not end work that goes well.
+    """Tell the server something; None when it cannot be told, which must not end work that goes well.
 
-    Prefect's client has tried for a minute by then, so nothing more is told in this run.
+    Prefect's client has tried several times by then; to a server that stays out of reach nothing more is told
+    in this run.
     """
     journal = current_journal()
     if journal.is_server_lost:
@@ -24,4 +25,6 @@ async def tell(what: Callable[[], Awaitable[T]]) -> T | None:
     except httpx.TransportError as error:
         journal.is_server_lost = True
         get_run_logger().warning("the Prefect server is out of reach (%s); the run goes on", error)
-        return None
+    except httpx.HTTPStatusError as error:
+        get_run_logger().warning("the Prefect server would not hear of it (%s); the run goes on", error)
+    return None

@@ -162,6 +162,20 @@ def test_a_flow_run_that_is_retried_after_it_replaced_the_policy_measures_the_sa
     assert policy_of(name).exists()
 
 
+def test_a_run_is_continued_by_the_flow_that_began_it_only(measured):
+    base = measured(answers())
+    words = f"run {base} must be continued by baseline, which began it; got remeasure"
+    with pytest.raises(ConfigurationError, match=words):
+        asyncio.run(remeasure("latest", run=base))
+    assert policy_of(base).exists()
+    assert Run.find(runs_root(), base).read().flow == "baseline"
+    book, *_ = again(base)
+    with pytest.raises(
+        ConfigurationError, match="must be continued by remeasure, which began it; got baseline"
+    ):
+        asyncio.run(baseline(book.read().experiment, run=book.folder.name))
+
+
 def test_a_policy_whose_successor_is_gone_is_measured_again_itself(measured):
     base = measured(answers())
     measured(answers(louder=1.0))

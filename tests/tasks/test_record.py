@@ -1,12 +1,17 @@
 """What a run is based on."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow_async
+from prefect.states import AwaitingRetry
 
 from calibration.errors import ConfigurationError
 from calibration.runs import Run, RunRecord, runs_root
-from tasks.record import begun_with, measured_run
+from tasks.record import begun_with, continued, measured_run
 from tests.runs import EXPERIMENT
 
 
@@ -15,10 +20,16 @@ def begin(tmp_path, monkeypatch):
     """Begins a run at a minute; says whether its models were measured."""
     monkeypatch.setenv("SLM_CALIBRATION_RUNS", str(tmp_path))
 
-    def begin(name, minute, baseline=None, *, is_measured=False):
+    def begin(name, minute, baseline=None, *, flow_run=None, is_measured=False):
         began = datetime(2026, 1, 1, 0, minute, tzinfo=UTC)
         record = RunRecord(
-            run=name, flow="compare", experiment=EXPERIMENT, backend="{}", started=began, baseline=baseline
+            run=name,
+            flow="compare",
+            experiment=EXPERIMENT,
+            backend="{}",
+            started=began,
+            baseline=baseline,
+            flow_run=flow_run,
         )
         book = Run.begin(runs_root(), record)
         if is_measured:
@@ -45,3 +56,22 @@ def test_a_run_that_is_continued_keeps_what_it_is_based_on(begin):
     assert begun_with("latest", "two") == "one"
     assert begun_with("three", "two") == "three"
     assert begun_with("latest", None) == begun_with("latest", "not yet") == "latest"
+
+
+def test_a_retry_goes_on_with_the_run_of_its_first_attempt_whatever_it_is_told_to_continue(begin):
+    @flow
+    async def which(run: str) -> str | None:
+        return continued(run)
+
+    async def attempts():
+        async with get_client() as client:
+            flow_run = await client.create_flow_run(which, parameters={"run": "one"})
+            begin("one", 0, flow_run=str(flow_run.id))
+            begin("two", 1)
+            first = await run_flow_async(which, flow_run=flow_run, parameters={"run": "one"})
+            await client.set_flow_run_state(flow_run.id, AwaitingRetry(), force=True)
+            flow_run = await client.read_flow_run(flow_run.id)
+            # "latest" is another run by now.
+            return first, await run_flow_async(which, flow_run=flow_run, parameters={"run": "two"})
+
+    assert asyncio.run(attempts()) == ("one", "one")
