@@ -1,28 +1,33 @@
 """Registers every deployment and runs what is asked of it, here, until it is stopped."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from deployments.entries import ENTRIES, Entry
 
+STOP_SECONDS = 30.0
+
 
 def serve_all(address: str) -> None:
     """Say where to click, and serve until Ctrl-C or a polite kill."""
-    with suppress(KeyboardInterrupt, TerminationSignal):
+    with suppress(KeyboardInterrupt):
         asyncio.run(_serve(address))
 
 
 async def _serve(address: str) -> None:
-    runner = Runner(name="slm-calibration")
+    runner = PoliteRunner(name="slm-calibration")
     forms = [
         await runner.aadd_deployment(await deployed(entry, await schedules_of(entry))) for entry in ENTRIES
     ]
@@ -31,7 +36,32 @@ async def _serve(address: str) -> None:
         f"To run the experiment pocket, open {address}/v2/deployments/deployment/{forms[0]}/run and Submit."
     )
     print("Ctrl-C ends it. Whatever is finished by then is kept, and the next run goes on from there.")
-    await runner.start()
+    serving = asyncio.create_task(runner.start())
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        # Prefect kills its runs when it ends, and leaves them on the server as Running.
+        await asyncio.to_thread(end_runs)
+        raise
+
+
+class PoliteRunner(Runner):
+    """Prefect's, ended by a polite kill as by Ctrl-C."""
+
+    def handle_sigterm(self, *_: object) -> None:
+        """End as at Ctrl-C."""
+        signal.raise_signal(signal.SIGINT)
+
+
+def end_runs() -> None:
+    """Let the runs stop, and say that they did; those that take too long are killed afterwards."""
+    runs = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may have ended since
+            if os.getsid(child.pid) == os.getsid(0):  # the server has a session of its own
+                child.terminate()
+                runs.append(child)
+    psutil.wait_procs(runs, timeout=STOP_SECONDS)
 
 
 async def schedules_of(entry: Entry) -> list[DeploymentScheduleCreate]:

@@ -2,12 +2,17 @@
 
 import http.server
 import json
+import os
 import signal
+import sqlite3
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
+from calibration.runs import LOCK, Run, run_of
+from tests.commands import SMALL
 from tests.deployments.conftest import recorded_answers
 from tests.serving import COMMAND, RECORDED, Served, environment, free_port
 
@@ -102,16 +107,41 @@ def test_a_second_command_uses_the_server_that_is_there(served):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_runs_and_the_server(tmp_path):
+def test_a_run_whose_process_dies_is_marked_as_crashed_and_ctrl_c_ends_the_runs_and_the_server(tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
     served = Served(tmp_path)
+
+    def begun():
+        """A run whose process is at work."""
+        flow_run = served.started("calibrate", file="small.toml")
+        book = served.until(lambda: under_way(tmp_path / "runs", flow_run), 120)
+        return flow_run, book, int((book.folder / LOCK).read_text().removeprefix("process "))
+
     try:
         assert (tmp_path / ".prefect").stat().st_mode & 0o777 == 0o700
         assert (tmp_path / ".calibration").stat().st_mode & 0o777 == 0o700
+        flow_run, book, process = begun()
+        os.kill(process, signal.SIGKILL)
+        state, _ = served.ended(flow_run, seconds=30)
+        assert (state["name"], book.state()) == ("Crashed", "Stopped")
+        flow_run, book, process = begun()
         assert served.interrupt() == 0
         assert not served.answers()
+        assert not Path(f"/proc/{process}").exists()
+        assert (book.read().state, book.state()) == ("Stopped", "Stopped")
+        with sqlite3.connect(tmp_path / ".prefect" / "prefect.db") as known:
+            query = "SELECT state_name FROM flow_run WHERE id = ?"
+            assert known.execute(query, (flow_run,)).fetchone() == ("Crashed",)
         assert "Traceback" not in served.said.read_text()
     finally:
         served.stop()
+
+
+def under_way(runs, flow_run):
+    """The run that a flow run has begun, once a stage of it goes on."""
+    name = run_of(runs, flow_run)
+    book = Run.find(runs, name) if name else None
+    return book if book and book.under_way() else None
 
 
 class Other(http.server.BaseHTTPRequestHandler):
