@@ -10,7 +10,8 @@ BENCHMARK := .venv-benchmark
 
 install: $(READY)
 
-# torch comes first and pinned: left to itself, pip may take another release, with gigabytes of CUDA.
+# torch comes first and pinned: a later step may then neither change it nor fetch a second one. On Linux the
+# public index's wheel brings gigabytes of CUDA; PIP_INDEX_URL may name an index of CPU wheels.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

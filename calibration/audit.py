@@ -74,9 +74,11 @@ class Columns(Schema):
     """Which column of a table says what."""
 
     confidence: str = Field(default="confidence", min_length=1)
-    """Confidence of each answer, in [0, 1]; an empty cell is a confidence that could not be read."""
+    """Confidence of each answer, in [0, 1]; an empty cell is a confidence that could not be read.
+    Unset, the column is `confidence`."""
     correct: str = Field(default="correct", min_length=1)
-    """1, 0, true, false, correct, incorrect or not_attempted; an empty cell is an answer nobody judged."""
+    """1, 0, true, false, correct, incorrect or not_attempted; an empty cell is an answer nobody judged.
+    Unset, the column is `correct`."""
     id: str | None = Field(default=None, min_length=1)
     """What identifies the question; needed where a second table is given. Unset, questions are numbered."""
     group: str | None = Field(default=None, min_length=1)
