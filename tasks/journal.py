@@ -80,9 +80,9 @@ class Journal:
         self.stages.append(record)
         if self.run:
             self.run.append(record)
-        self._note_spending()
         if self.listener:
             self.listener.ended(record)
+        self._note_spending()
 
     def use(self, *artifacts: Artifact, record: str | None = None, work: str | None = None) -> None:
         """The run needs this of the store."""

@@ -78,8 +78,8 @@ def recording(
         finally:
             seconds = round(time.monotonic() - started, 3)
             with explaining_full_disk(book.folder):
-                book.spend(journal.spending())
                 book.save(record.model_copy(update={"state": state, "error": error, "seconds": seconds}))
+                book.spend(journal.spending())  # reads the ledger, which may be what is broken
 
 
 def in_words(error: BaseException) -> str:

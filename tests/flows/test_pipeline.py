@@ -126,6 +126,13 @@ def test_a_run_goes_from_the_world_to_the_verdict(whole):
         assert (book.folder / name).stat().st_size > 0
 
 
+def test_methods_are_taught_side_by_side(whole):
+    book, _ = whole
+    lines = [json.loads(line) for line in (book.folder / "stages.jsonl").read_text().splitlines()]
+    data = [(line["name"], line["state"]) for line in lines if line["name"] in {"data dpo", "data implicit"}]
+    assert [state for _, state in data] == ["Running", "Running", "Completed", "Completed"]
+
+
 def test_the_ui_shows_what_every_stage_came_to(whole):
     book, _ = whole
 

@@ -9,9 +9,14 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow_async
 from prefect.states import AwaitingRetry
 
-from calibration.errors import ConfigurationError
+from calibration.artifacts import Store
+from calibration.backends.local import Local
+from calibration.errors import ConfigurationError, JudgeError
+from calibration.judges import Gemini
+from calibration.judges.ledger import FILE
 from calibration.runs import Run, RunRecord, runs_root
-from tasks.record import begun_with, continued, measured_run
+from tasks.costs import showing_costs
+from tasks.record import begun_with, continued, measured_run, recording
 from tests.runs import EXPERIMENT
 
 
@@ -75,3 +80,22 @@ def test_a_retry_goes_on_with_the_run_of_its_first_attempt_whatever_it_is_told_t
             return first, await run_flow_async(which, flow_run=flow_run, parameters={"run": "two"})
 
     assert asyncio.run(attempts()) == ("one", "one")
+
+
+def test_a_run_whose_ledger_is_broken_is_kept_as_failed_with_the_reason(begin, monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    path = Store.from_environment().root / FILE
+    path.parent.mkdir(parents=True)
+    path.write_text("no ledger")
+
+    @flow
+    async def work():
+        with recording("baseline", EXPERIMENT, Local(), None, None):
+            async with showing_costs(Gemini()):
+                await Gemini().judge([], progress=lambda *_: None)
+
+    with pytest.raises(JudgeError, match="must be a whole file"):
+        asyncio.run(work())
+    record = Run.find(runs_root(), "latest").read()
+    assert record.state == "Failed"
+    assert str(path) in record.error
