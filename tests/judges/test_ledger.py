@@ -112,7 +112,7 @@ def test_a_ledger_of_a_later_version_is_left_alone(path):
         later.execute("PRAGMA user_version = 7")
     later.close()
     before = path.read_bytes()
-    with pytest.raises(JudgeError, match=r"must be of version 1; it is of version 7\. Update"):
+    with pytest.raises(JudgeError, match=r"must be of version 2; it is of version 7\. Use the"):
         Ledger(path)
     assert path.read_bytes() == before
 
