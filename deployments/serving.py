@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -22,7 +21,7 @@ STOP_SECONDS = 30.0
 
 def serve_all(address: str) -> None:
     """Say where to click, and serve until Ctrl-C or a polite kill."""
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve(address))
 
 
@@ -36,6 +35,7 @@ async def _serve(address: str) -> None:
         f"To run the experiment pocket, open {address}/v2/deployments/deployment/{forms[0]}/run and Submit."
     )
     print("Ctrl-C ends it. Whatever is finished by then is kept, and the next run goes on from there.")
+    runner.served_by = asyncio.current_task()
     serving = asyncio.create_task(runner.start())
     try:
         await asyncio.shield(serving)
@@ -48,9 +48,12 @@ async def _serve(address: str) -> None:
 class PoliteRunner(Runner):
     """Prefect's, ended by a polite kill as by Ctrl-C."""
 
+    served_by: asyncio.Task[None] | None = None
+
     def handle_sigterm(self, *_: object) -> None:
-        """End as at Ctrl-C."""
-        signal.raise_signal(signal.SIGINT)
+        """End as at Ctrl-C, which a shell may have its background jobs ignore."""
+        if self.served_by:
+            self.served_by.get_loop().call_soon_threadsafe(self.served_by.cancel)
 
 
 def end_runs() -> None:

@@ -106,8 +106,16 @@ def test_a_second_command_uses_the_server_that_is_there(served):
     assert served.answers()
 
 
+def killed_politely(served):
+    served.process.terminate()
+    return served.process.wait(timeout=90)
+
+
 @pytest.mark.slow
-def test_a_run_whose_process_dies_is_marked_as_crashed_and_ctrl_c_ends_the_runs_and_the_server(tmp_path):
+@pytest.mark.parametrize("stop", [Served.interrupt, killed_politely], ids=["ctrl_c", "polite_kill"])
+def test_a_run_whose_process_dies_is_marked_as_crashed_and_a_stop_ends_the_runs_and_the_server(
+    tmp_path, stop
+):
     (tmp_path / "small.toml").write_text(SMALL)
     served = Served(tmp_path)
 
@@ -125,7 +133,7 @@ def test_a_run_whose_process_dies_is_marked_as_crashed_and_ctrl_c_ends_the_runs_
         state, _ = served.ended(flow_run, seconds=30)
         assert (state["name"], book.state()) == ("Crashed", "Stopped")
         flow_run, book, process = begun()
-        assert served.interrupt() == 0
+        assert stop(served) == 0
         assert not served.answers()
         assert not Path(f"/proc/{process}").exists()
         assert (book.read().state, book.state()) == ("Stopped", "Stopped")
