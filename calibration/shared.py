@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from calibration.artifacts import MANIFEST, Artifact, Store, inside
+from calibration.endpoints import Endpoint
 from calibration.errors import ArtifactError, ConfigurationError
 
 VARIABLE = "SLM_CALIBRATION_SHARED"
@@ -47,6 +48,11 @@ class Shared:
     def folder(self) -> Path | None:
         """Where it is mounted, if it is a folder."""
         return Path(self.url.removeprefix(FOLDER)) if self.url.startswith(FOLDER) else None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is."""
+        return Endpoint(address=self.url, receives="questions, answers, models and the cache's records")
 
     def check(self) -> None:
         """See that it can be written to, and that two writers cannot both be the first.

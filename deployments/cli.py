@@ -14,6 +14,7 @@ from typing import Any, get_args
 from calibration.artifacts import Store
 from calibration.backends import BackendConfig
 from calibration.config import Experiment, apply_change, changed, load_experiment
+from calibration.endpoints import FLAG, addresses_in, endpoints_of
 from calibration.errors import CalibrationError, ConfigurationError
 from calibration.preflight import preflight
 from calibration.records import Split
@@ -113,7 +114,8 @@ def calls(options: argparse.Namespace) -> None:
 
 def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfig, run: str | None) -> None:
     """Check everything that can be checked cheaply, then hand over to the flow."""
-    asyncio.run(check_before(experiment, on, is_new=run is None))
+    confirmed = [*options.confirm_endpoint, *_addresses_typed(options)]
+    asyncio.run(check_before(experiment, on, is_new=run is None, confirmed=confirmed, say=_say))
     # Prefect reads its settings when it is imported, so it is imported after they are made.
     from deployments.console import run_flow
 
@@ -143,6 +145,18 @@ def _start(options: argparse.Namespace, experiment: Experiment, on: BackendConfi
         )
 
 
+def _addresses_typed(options: argparse.Namespace) -> list[str]:
+    """The addresses on the command line: who types one has agreed to it."""
+    typed: dict[str, Any] = {}
+    for change in getattr(options, "set", []):
+        apply_change(typed, change)
+    return addresses_in(typed)
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
 def _print_outcome(book: Run, trouble: str) -> None:
     record = book.read()
     if (book.folder / SUMMARY).exists():
@@ -158,6 +172,8 @@ def _print_outcome(book: Run, trouble: str) -> None:
 
 def _print_plan(experiment: Experiment, on: BackendConfig, given: Assumptions) -> None:
     """What a run would do and cost; after it, what would keep it from being begun."""
+    for endpoint in endpoints_of([experiment, on]):
+        _say(str(endpoint))
     questions = experiment.splits.assign(experiment.data.questions())
     counts = Counter(question.split for question in questions)
     shares = ", ".join(f"{counts[split]} {split}" for split in get_args(Split) if counts[split])
@@ -286,6 +302,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_execution(command: argparse.ArgumentParser) -> None:
     _add_backend(command)
+    command.add_argument(
+        FLAG,
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="questions and keys may be sent to this address, which the experiment names; needed once",
+    )
     command.add_argument(
         "--refresh", metavar="STAGE", help='repeat stages whose name begins so, such as "train dpo"'
     )

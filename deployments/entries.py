@@ -5,17 +5,20 @@ that can be checked cheaply is checked before the first stage, as the command li
 of its run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 from prefect import Flow, flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import Field, JsonValue
 
 from calibration.backends import BackendConfig
 from calibration.config import Experiment, load_experiment
+from calibration.endpoints import addresses_in
 from calibration.runs import Run, runs_root
 from calibration.variants import read_values
 from deployments.checks import check_before
@@ -61,6 +64,14 @@ RunName = Annotated[
 Refresh = Annotated[
     str, _asked("Repeat", 'Stages whose name begins so are repeated although stored, such as "judge".')
 ]
+Confirmed = Annotated[
+    tuple[str, ...],
+    _asked(
+        "Confirmed endpoints",
+        "Addresses that the experiment names and that questions and keys may be sent to. Each is asked for "
+        "once; what is filled in under Changes needs no mention here.",
+    ),
+]
 Grid = Annotated[
     list[str],
     _asked(
@@ -87,9 +98,10 @@ async def calibrate(
     file: OwnFile = "",
     run: RunName = "",
     refresh: Refresh = "",
+    endpoints: Confirmed = (),
 ) -> str:
     """Measure the models, try every method on the target, and say what came of it."""
-    chosen, where = await _checked(_named(file or experiment), changes, on, run)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run, endpoints)
     return await pipeline.calibrate.fn(chosen, where, _earlier(run), refresh or None)
 
 
@@ -101,9 +113,10 @@ async def baseline(
     file: OwnFile = "",
     run: RunName = "",
     refresh: Refresh = "",
+    endpoints: Confirmed = (),
 ) -> str:
     """Measure the models as they are, without any training."""
-    chosen, where = await _checked(_named(file or experiment), changes, on, run)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run, endpoints)
     return await pipeline.baseline.fn(chosen, where, _earlier(run), refresh or None)
 
 
@@ -116,9 +129,10 @@ async def compare(
     file: OwnFile = "",
     run: RunName = "",
     refresh: Refresh = "",
+    endpoints: Confirmed = (),
 ) -> str:
     """Try methods on models that another run has measured."""
-    chosen, where = await _checked(_named(file or experiment), changes, on, run)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run, endpoints)
     return await pipeline.compare.fn(chosen, base, where, _earlier(run), refresh or None)
 
 
@@ -132,9 +146,10 @@ async def sweep(
     file: OwnFile = "",
     run: RunName = "",
     refresh: Refresh = "",
+    endpoints: Confirmed = (),
 ) -> str:
     """Train a method with several settings, choose on validation questions, and test the chosen one alone."""
-    chosen, where = await _checked(_named(file or experiment), changes, on, run)
+    chosen, where = await _checked(_named(file or experiment), changes, on, run, endpoints)
     grid = dict(map(read_values, over))
     return await sweeping.sweep.fn(chosen, grid, at_once, where, _earlier(run), refresh or None)
 
@@ -146,11 +161,12 @@ async def remeasure(
     on: On = HERE,
     run: RunName = "",
     refresh: Refresh = "",
+    endpoints: Confirmed = (),
 ) -> str:
     """Ask the system of a finished run again: did it drift? Mend its policy if a map suffices."""
     earlier = continued(_earlier(run))
     record = Run.find(runs_root(), earlier or base).read()
-    chosen, where = await _checked(record.experiment, changes, on, run)
+    chosen, where = await _checked(record.experiment, changes, on, run, endpoints)
     based_on = base if earlier else record.run
     return await remeasuring.remeasure.fn(based_on, chosen, where, earlier, refresh or None)
 
@@ -168,11 +184,12 @@ def _named(experiment: str) -> Experiment:
 
 
 async def _checked(
-    experiment: Experiment, changes: Form, on: Form, run: str
+    experiment: Experiment, changes: Form, on: Form, run: str, confirmed: Sequence[str]
 ) -> tuple[Experiment, BackendConfig]:
     """What was asked for, after every check that costs nothing."""
     chosen, where = changed(experiment, changes), place_of(on)
-    await check_before(chosen, where, is_new=not run)
+    agreed = [*confirmed, *addresses_in(changes.model_dump())]
+    await check_before(chosen, where, is_new=not run, confirmed=agreed, say=get_run_logger().info)
     return chosen, where
 
 

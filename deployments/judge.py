@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from calibration import auditing
 from calibration.artifacts import Store
 from calibration.config import apply_change, explain
+from calibration.endpoints import endpoints_of
 from calibration.errors import ConfigurationError, JudgeError
 from calibration.judges import Judge, JudgeConfig
 from calibration.judges.cascade import model_behind
@@ -127,6 +128,8 @@ def judge(options: argparse.Namespace) -> None:
     truth = [read_mark(row, options.against) for row in answers.rows] if options.against else None
     Store.from_environment().check_writable()
     by.check(answers.questions)
+    for endpoint in endpoints_of(by):
+        print(endpoint, file=sys.stderr)
     model, asker = model_behind(by), uuid4().hex
     try:
         with asking_as(asker):

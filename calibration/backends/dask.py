@@ -18,6 +18,7 @@ from calibration.artifacts import Artifact, Store
 from calibration.backends.container import LIBRARIES
 from calibration.backends.local import Local
 from calibration.backends.worker import forget
+from calibration.endpoints import Endpoint
 from calibration.errors import CalibrationError, ConfigurationError, JobError
 from calibration.fingerprint import library_versions, package_digest
 from calibration.jobs import Job
@@ -45,6 +46,11 @@ class Dask(Schema):
     """CPU threads of each job; unset, half of the cores of the machine."""
     patience_seconds: float = Field(default=30.0, gt=0)
     """How long the scheduler may take to answer, and a cancelled job to end."""
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The cluster, whose workers do the work."""
+        return (Endpoint(address=self.scheduler, receives="the settings of jobs"),)
 
     async def check(self, store: Store) -> None:
         """Every machine must share this store, run this very code, and compute with the versions here."""

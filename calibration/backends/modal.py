@@ -26,6 +26,7 @@ from calibration.backends.ledger import Call, Ledger
 from calibration.backends.local import Local
 from calibration.backends.volume import Remote
 from calibration.backends.wire import APP, NoResultError, patiently, poll, sdk
+from calibration.endpoints import Endpoint
 from calibration.engines.vllm import Vllm
 from calibration.errors import ArtifactError, CalibrationError, ConfigurationError
 from calibration.fingerprint import library_versions, module_digest, package_digest
@@ -99,6 +100,11 @@ class Modal(Schema):
                     f"Another one needs its price: --on usd_per_hour.{gpu}=..."
                 )
         return self
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Modal, whose containers do the work."""
+        return (Endpoint(address="https://modal.com", receives="questions, answers and training data"),)
 
     async def run(self, job: Job, key: str, store: Store, progress: Progress) -> Artifact:
         """Find or begin the call for this work, wait for it, and bring home what it made."""

@@ -4,12 +4,15 @@ The rules, in one place:
 
 - A case whose verdict is in the ledger is not asked. Equal cases are asked once.
 - `throttled` makes everybody wait and costs the case nothing.
-- `failed` and `lost` are asked again after a pause, six times in all and within a budget for the round.
+- `failed` and `lost` are asked again after a pause, six times in all.
 - `blocked` is asked once more, `cut` once more with four times the room, `unreadable` twice more. A case
   that is unjudged after that stays so in the ledger, because it was paid for.
 - `rejected`, and six failures, leave a case unjudged until the next round.
-- `fatal`, an answer by another model, the end of the money, and a service that only fails or refuses stop
-  the round. Then, as on cancellation, nothing more is sent, and what is under way is waited for and kept.
+- A service is to blame, and the round stops, when it answers `fatal` or with another model, refuses for too
+  long, fails for twenty cases in a row, or for a quarter of all. The end of the money stops it, too. Then, as
+  on cancellation, nothing more is sent, and what is under way is waited for and kept.
+- A case is to blame for the trouble that it has met in an earlier round, too: it is asked as if it had
+  failed, says nothing of the service, and ends unjudged. So no case can stop every round.
 
 No error becomes a label.
 """
@@ -38,14 +41,18 @@ from calibration.schema import Schema
 
 FAILURE = "failure"
 _KIND = {"failed": FAILURE, "lost": FAILURE}
-AGAIN = {"blocked": 1, "cut": 1, "unreadable": 2, FAILURE: 5, "rejected": 0}
+AGAIN = {"blocked": 1, "cut": 1, "unreadable": 2, FAILURE: 5, "rejected": 0, "fatal": 0, "drifted": 0}
 """How often a case is asked again after each kind of outcome."""
+BLAMING = {name: (name,) for name in ("throttled", "rejected", "fatal", "drifted")} | dict.fromkeys(
+    ("failed", "lost"), ("failed", "lost")
+)
+"""Outcomes that can stop a round, and which of an earlier round are the same trouble."""
 MORE_ROOM = 4
 STREAK = 20
-"""So many failures without an answer in between, the last of a request sent after the first, and the round
-stops."""
-RETRIES_SHARE, RETRIES_FLOOR = 0.25, 20
-"""So many failures, as a share of the answers but this many at least, are asked again in one round."""
+"""So many cases fail for the first time without an answer in between, the last of them sent after the first
+has failed, and the round stops."""
+FAILING_SHARE, FAILING_FLOOR = 0.25, STREAK
+"""More cases than both, as a share of all and as a number, fail for the first time, and the round stops."""
 LONGEST_BACKOFF = 60.0
 SHOWN_SECONDS = 0.2
 
@@ -81,7 +88,8 @@ class Tally:
     """Cases that were asked to their end."""
     unjudged: int = 0
     throttled: int = 0
-    retries: int = 0
+    failing: int = 0
+    """Cases that failed for the first time."""
     usd: float = 0.0
     unknown: int = 0
     """Requests that may have been billed, and nobody said for how much."""
@@ -108,10 +116,13 @@ class Round:
         self.tally = Tally(0)
         self._progress, self._began, self._shown = progress, time.monotonic(), float("-inf")
         self._asking: dict[str, asyncio.Future[Ruling]] = {}
+        self._given_up: dict[str, Ruling] = {}
+        """Cases that are not asked again in this round, although the ledger holds no verdict of some."""
         self._sending: set[asyncio.Task[None] | None] = set()
         self._settled = asyncio.Event()
         self._is_stopping = False
         self._streak, self._streak_began = 0, 0.0
+        self._first_attempt = ledger.next_attempt()
 
     async def judge(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict for each item, in their order.
@@ -167,13 +178,15 @@ class Round:
             ruling = await asyncio.shield(self._asking[key])
             self.tally.kept += 1
             return ruling
-        if kept := self._kept(key):
+        if kept := self._given_up.get(key) or self._kept(key):
             self.tally.kept += 1
             return kept
         mine = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
             ruling = await self._ask(key, case)
             mine.set_result(ruling)
+            if ruling.label == "unjudged":
+                self._given_up[key] = ruling
             self.tally.asked += 1
             return ruling
         finally:
@@ -202,20 +215,27 @@ class Round:
             entered = await self._admit(at_most)
             attempt = self.ledger.begin(key, self.protocol.provider, self.protocol.model, at_most)
             outcome = await self._send(attempt, key, prompt, room)
-            kind = _KIND.get(outcome.name, outcome.name)
+            is_old = self._has_met(key, outcome)
+            kind = (
+                FAILURE if is_old and outcome.name == "throttled" else _KIND.get(outcome.name, outcome.name)
+            )
             tries[kind] += 1
-            ruling = outcome.ruling
-            if kind in AGAIN and tries[kind] > AGAIN[kind]:
-                ruling = Ruling("unjudged", f"{outcome.name}: {outcome.detail}")
-            self.ledger.end(attempt, key, outcome, ruling if outcome.reply else None, self.parser)
-            self._settle(entered, outcome, at_most)
+            ruling = ruling_on(outcome, kind, tries[kind])
+            self.ledger.end(attempt, key, outcome, ruling if outcome.is_answer else None, self.parser)
+            is_news = not is_old and (kind == "throttled" or tries[kind] == 1)
+            self._settle(entered, outcome, at_most, is_news=is_news)
             if ruling:
                 return ruling
             if self._is_stopping:
                 raise asyncio.CancelledError
             room = room * MORE_ROOM if kind == "cut" else room
             if kind == FAILURE:
-                await self._back_off(tries[kind], outcome)
+                await self._back_off(tries[kind])
+
+    def _has_met(self, key: str, outcome: Outcome) -> bool:
+        """Whether a case has met this trouble in an earlier round: it then says nothing of the service."""
+        same = BLAMING.get(outcome.name)
+        return same is not None and self.ledger.has_met(key, same, before=self._first_attempt)
 
     async def _admit(self, at_most: Usage) -> float:
         """Wait for room in the window and in the purse, and take it; return when that was.
@@ -273,8 +293,15 @@ class Round:
         ruling = Ruling(label, extracted=extracted, model_version=served)
         return Outcome("judged", reply=reply, body=body, ruling=ruling)
 
-    def _settle(self, entered: float, outcome: Outcome, at_most: Usage) -> None:
+    def _settle(self, entered: float, outcome: Outcome, at_most: Usage, *, is_news: bool) -> None:
         """Account for a request that is over, and draw the consequences for all.
+
+        Args:
+            entered: When it was let in.
+            outcome: How it ended.
+            at_most: What it could have used.
+            is_news: Whether it says something of the service, and not of a case with which there was such
+                trouble before.
 
         Raises:
             JudgeError: The round must stop.
@@ -282,14 +309,19 @@ class Round:
         self.tally.unknown += outcome.used is None
         self.tally.usd += self.money.settle(at_most, at_most if outcome.used is None else outcome.used)
         try:
-            self._draw_consequences(entered, outcome)
+            self._draw_consequences(entered, outcome, is_news=is_news)
         finally:
             self.window.leave()
             self._sending.discard(asyncio.current_task())
             self._settled.set()
 
-    def _draw_consequences(self, entered: float, outcome: Outcome) -> None:
-        if outcome.name == "throttled":
+    def _draw_consequences(self, entered: float, outcome: Outcome, *, is_news: bool) -> None:
+        if outcome.is_answer:
+            self.window.answered(entered)
+            self._streak = 0
+        elif not is_news:
+            return
+        elif outcome.name == "throttled":
             self.tally.throttled += 1
             self.window.refused(entered, outcome.retry_after)
             if (seconds := self.window.unanswered_for()) > self.limits.patience_seconds:
@@ -300,21 +332,26 @@ class Round:
             raise self._stop(f"{self._who} must accept requests; it refuses every one", outcome)
         elif outcome.name == "drifted":
             raise self._stop(f"{self._who} must answer itself; another model answered in its place", outcome)
-        elif outcome.reply:
-            self.window.answered(entered)
-            self._streak = 0
         else:
-            self._streak += 1
-            if self._streak == 1:
-                self._streak_began = time.monotonic()
-            # One fault can end all requests under way at once; it takes one that was sent later to tell.
-            if self._streak >= STREAK and entered > self._streak_began:
-                raise self._stop(f"{self._who} must answer; {STREAK} requests in a row failed", outcome)
+            self._note_failing(entered, outcome)
 
-    async def _back_off(self, tries: int, outcome: Outcome) -> None:
-        self.tally.retries += 1
-        if self.tally.retries > max(RETRIES_FLOOR, RETRIES_SHARE * self.tally.total):
-            raise self._stop(f"{self._who} must answer; {self.tally.retries} requests failed", outcome)
+    def _note_failing(self, entered: float, outcome: Outcome) -> None:
+        """One case more has failed for the first time: is it the service that fails?
+
+        Raises:
+            JudgeError: It is.
+        """
+        self.tally.failing += 1
+        self._streak += 1
+        if self._streak == 1:
+            self._streak_began = time.monotonic()
+        # One fault can end all requests under way at once; it takes one that was sent later to tell.
+        if self._streak >= STREAK and entered > self._streak_began:
+            raise self._stop(f"{self._who} must answer; {STREAK} requests in a row failed", outcome)
+        if self.tally.failing > max(FAILING_FLOOR, FAILING_SHARE * self.tally.total):
+            raise self._stop(f"{self._who} must answer; {self.tally.failing} requests failed", outcome)
+
+    async def _back_off(self, tries: int) -> None:
         pause = min(self.limits.retry_seconds * 2 ** (tries - 1), LONGEST_BACKOFF)
         await asyncio.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 - spreads requests, hides nothing
 
@@ -351,6 +388,13 @@ class Round:
         projected = tally.usd * tally.total / tally.done if tally.done else 0.0
         unknown = f", cost of {tally.unknown} unknown and counted at most" if tally.unknown else ""
         return f"${tally.usd:.4f} of about ${projected:.4f}{unknown}"
+
+
+def ruling_on(outcome: Outcome, kind: str, tries: int) -> Ruling | None:
+    """The ruling on a case after so many outcomes of a kind; None if it is to be asked again."""
+    if kind in AGAIN and tries > AGAIN[kind]:
+        return Ruling("unjudged", f"{outcome.name}: {outcome.detail}")
+    return outcome.ruling
 
 
 def check_ids(items: Sequence[Item]) -> None:

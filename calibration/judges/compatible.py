@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from calibration.endpoints import Endpoint, check_address, is_local, origin
 from calibration.errors import ConfigurationError
 from calibration.judges.cases import JudgeProtocol
+from calibration.judges.keys import check_name, check_owner
 from calibration.judges.language import LanguageJudge
 from calibration.judges.provider import (
-    LOOPBACK,
     Connection,
+    Count,
+    OrNothing,
     Reply,
     SendError,
     Usage,
@@ -27,9 +30,10 @@ from calibration.judges.provider import (
 from calibration.judges.replies import SCHEMA
 from calibration.records import Question
 
-_OPENAI = "https://api.openai.com/v1"
+_OPENAI, _OPENAI_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 _DUMMY = "none"
 """The client insists on a key; what a server without keys is sent."""
+_OF_OPENAI = ("openai-organization", "openai-project")
 _NO_MONEY = frozenset(("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"))
 _FLAGGED = re.compile(r"content_filter|content_policy|flagged")
 _THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -61,8 +65,10 @@ class OpenAiCompatible(LanguageJudge):
     """Name of the service in reports and in the keys of kept verdicts, so that equal model names of two
     services stay apart; unset, `openai`, or for another server its host. Give one to keep the verdicts of a
     server that moves."""
-    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
-    """Name of the environment variable that holds the key; empty for a server that asks for none."""
+    key_variable: str | None = None
+    """Name of the environment variable that holds the key, such as OPENROUTER_API_KEY; empty for a server
+    that asks for none. Unset, OPENAI_API_KEY at OpenAI and where OPENAI_BASE_URL points, and none on this
+    machine. The key of a service that is known is sent to that service only."""
     reply_format: ReplyFormat = "json_schema"
     """How the server is told what to reply: by a JSON schema, as some JSON object, or by the prompt alone,
     for servers that lack the others. The reply is read just as strictly."""
@@ -73,6 +79,11 @@ class OpenAiCompatible(LanguageJudge):
     served_as: tuple[str, ...] = ()
     """Other names under which the server reports this model, such as a path or an alias. A reply by any name
     that is neither among these nor the model's own stops the run."""
+
+    @field_validator("key_variable")
+    @classmethod
+    def _may_hold_a_key(cls, name: str | None) -> str | None:
+        return check_name(name) if name else name
 
     @property
     def protocol(self) -> CompatibleProtocol:
@@ -97,18 +108,32 @@ class OpenAiCompatible(LanguageJudge):
                 f"judge.thinking of an OpenAI-compatible server must be a level, such as low; "
                 f"got {self.thinking!r}"
             )
-        place = urlsplit(self.url)
-        if place.scheme not in ("http", "https") or not place.hostname or place.username:
-            shown = self.url.replace(f"{place.username}:{place.password}@", "[user and password]@")
-            raise ConfigurationError(
-                "judge.base_url must be an http or https address with a host and without a password; "
-                f"got {shown!r}"
+        check_address(self.url, "judge.base_url" if self.base_url else "OPENAI_BASE_URL")
+        if self.base_url or self.key_variable not in (None, _OPENAI_KEY):
+            check_owner(self._variable, self.url)
+        if self.key_variable == "" or is_local(self.url) or self._key():
+            return
+        wants = (
+            f"{self._variable} is not set. Set it"
+            if self._variable
+            else (
+                'none is named. Put it in a variable and name it, as by judge.key_variable = "MINE_API_KEY"'
             )
-        if self.key_variable and not self._key() and place.hostname not in LOOPBACK:
-            raise ConfigurationError(
-                f"judge openai must have a key for {place.hostname}; {self.key_variable} is not set. Set it, "
-                'or if the server asks for none give key_variable = ""'
-            )
+        )
+        raise ConfigurationError(
+            f"judge openai must have a key for {urlsplit(self.url).hostname}; {wants}, or if the server asks "
+            'for none give key_variable = ""'
+        )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server, and the variable of its key if there is one."""
+        return Endpoint(
+            address=origin(self.url),
+            receives=self.receives,
+            key=self._variable if self._key() else "",
+            setting="judge.base_url" if self.base_url else "",
+        )
 
     def connect(self) -> Connection:
         """A connection that opens when something is sent."""
@@ -116,8 +141,16 @@ class OpenAiCompatible(LanguageJudge):
             self.url, self._key(), self._fixed(), self.limit_name, self.served_as, self.model
         )
 
+    @property
+    def _variable(self) -> str:
+        """The variable of the key; empty where there is none to send."""
+        if self.key_variable is not None:
+            return self.key_variable
+        is_theirs = not self.base_url or origin(self.base_url) == origin(_OPENAI)
+        return _OPENAI_KEY if is_theirs else ""
+
     def _key(self) -> str:
-        return os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
+        return os.environ.get(self._variable, "").strip() if self._variable else ""
 
     def _fixed(self) -> dict[str, Any]:
         """What is the same in every request."""
@@ -172,18 +205,19 @@ class CompatibleWire:
             await self._client.close()
 
     def _open(self) -> None:
-        import httpx2
         import openai
 
-        # A proxy is for what lies outside. The window limits the connections, and the caller the time.
-        http = httpx2.AsyncClient(
-            timeout=None,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=urlsplit(self._url).hostname not in LOOPBACK,
-            follow_redirects=True,
-        )
+        from calibration.judges.guarded import client
+
+        key, is_openai = self._key or _DUMMY, origin(self._url) == origin(_OPENAI)
         self._client = openai.AsyncOpenAI(
-            api_key=self._key or _DUMMY, base_url=self._url, max_retries=0, timeout=None, http_client=http
+            api_key=key,
+            base_url=self._url,
+            max_retries=0,
+            timeout=None,
+            # Named here as well, so that no variable of the client's own replaces it.
+            default_headers={"Authorization": f"Bearer {key}"},
+            http_client=client(self._url, also=_OF_OPENAI if is_openai else ()),
         )
 
     async def send(self, prompt: str, max_output_tokens: int) -> str:
@@ -192,6 +226,8 @@ class CompatibleWire:
             self._open()
         import httpx2
         import openai
+
+        from calibration.judges.guarded import trouble_of
 
         try:
             response = await self._client.chat.completions.with_raw_response.create(
@@ -203,11 +239,9 @@ class CompatibleWire:
         except openai.APIStatusError as error:
             failure = _refusal(error.status_code, error.body, error.response.headers)
         except openai.APIConnectionError as error:
-            cause = error.__cause__
-            never_left = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-            failure = SendError("failed" if never_left else "lost", f"no connection: {cause!r}")
+            failure = trouble_of(error.__cause__ or error)
         except (openai.OpenAIError, httpx2.HTTPError, OSError, ValueError) as error:
-            failure = SendError("lost", f"{type(error).__name__}: {error}")
+            failure = trouble_of(error)
         # Raised here, it does not carry the client's error, which holds the key, along.
         failure.detail = without_key(failure.detail, self._key)
         raise failure
@@ -283,23 +317,23 @@ class _Message(_Wire):
 
 class _Choice(_Wire):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Annotated[str | None, OrNothing] = None
 
 
 class _PromptDetails(_Wire):
-    cached_tokens: NonNegativeInt | None = None
+    cached_tokens: Count | None = None
 
 
 class _OutputDetails(_Wire):
-    reasoning_tokens: NonNegativeInt | None = None
+    reasoning_tokens: Count | None = None
 
 
 class _Usage(_Wire):
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt = 0
-    total_tokens: NonNegativeInt | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens: Count
+    completion_tokens: Count = 0
+    total_tokens: Annotated[Count | None, OrNothing] = None
+    prompt_tokens_details: Annotated[_PromptDetails | None, OrNothing] = None
+    completion_tokens_details: Annotated[_OutputDetails | None, OrNothing] = None
 
     @property
     def usage(self) -> Usage:
@@ -318,7 +352,7 @@ class _Usage(_Wire):
 
 
 class _Body(_Wire):
-    id: str | None = None
+    id: Annotated[str | None, OrNothing] = None
     model: str | None = None
     choices: tuple[_Choice, ...] | None = None
-    usage: _Usage | None = None
+    usage: Annotated[_Usage | None, OrNothing] = None

@@ -1,19 +1,20 @@
 """Gemini, by Google's own client. Nothing of the client's leaves this module, least of all its errors."""
 
-import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from calibration.endpoints import Endpoint, check_address, origin
 from calibration.errors import ConfigurationError
 from calibration.judges.language import LanguageJudge
 from calibration.judges.provider import (
-    LOOPBACK,
+    MOST_BYTES,
     Connection,
+    Count,
+    OrNothing,
     Reply,
     SendError,
     Usage,
@@ -31,6 +32,10 @@ _BLOCKED = frozenset(
 _CUT = frozenset(("MAX_TOKENS", "CONTINUATION"))
 
 
+GOOGLE, GATEWAY = "https://generativelanguage.googleapis.com", "GOOGLE_GEMINI_BASE_URL"
+API = "v1"
+KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+"""Where Google's own client looks for the key, in this order."""
 BATCH = "gemini-batch"
 """Whose requests those of the Batch API are in the ledger."""
 BATCH_SHARE = 0.5
@@ -52,7 +57,13 @@ class Gemini(LanguageJudge):
     def check(self, questions: Sequence[Question]) -> None:
         """As of every language-model judge, and that there is a key."""
         super().check(questions)
+        check_address(_url(), GATEWAY)
         _key()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Google, or the gateway that GOOGLE_GEMINI_BASE_URL names."""
+        return Endpoint(address=origin(_url()), receives=self.receives, key=_key_variable())
 
     @property
     def purse(self) -> Mapping[str, float]:
@@ -68,10 +79,13 @@ class GeminiWire:
     """One client, one connection pool, one request for each `send`."""
 
     reader = "gemini@1"
+    most_bytes = MOST_BYTES
+    """The longest reply that is read."""
 
     def __init__(self, model: str, thinking: str) -> None:
         """Remember what to ask; nothing is opened."""
         self._model, self._thinking = model, thinking
+        self._url = ""
         self._client: Any = None
         self._http: Any = None
         self._configs: dict[int, Any] = {}
@@ -84,27 +98,26 @@ class GeminiWire:
     async def __aexit__(self, *error: object) -> None:
         """Close what was opened."""
         if self._client:
-            await self._client.aio.aclose()
             self._client.close()
-            await self._http.close()
+            await self._http.aclose()
 
     def _open(self) -> None:
-        import aiohttp
         from google import genai
         from google.genai import types
 
-        self._key = _key()
-        # A proxy is for what lies outside; a gateway on this machine is asked directly.
-        host = urlsplit(os.environ.get("GOOGLE_GEMINI_BASE_URL", "")).hostname
-        self._http = aiohttp.ClientSession(
-            trust_env=host not in LOOPBACK, connector=aiohttp.TCPConnector(limit=0)
-        )
+        from calibration.judges.guarded import client
+
+        self._key, self._url = _key(), _url()
+        self._http = client(self._url, self.most_bytes)
         # With retry options of our own, and one attempt, the client neither repeats nor hides a request.
         self._client = genai.Client(
             api_key=self._key,
             enterprise=False,
             http_options=types.HttpOptions(
-                aiohttp_client=self._http, retry_options=types.HttpRetryOptions(attempts=1)
+                base_url=self._url,
+                api_version=API,
+                httpx_async_client=self._http,
+                retry_options=types.HttpRetryOptions(attempts=1),
             ),
         )
 
@@ -127,19 +140,17 @@ class GeminiWire:
         """
         if self._client is None:
             self._open()
-        import aiohttp
+        import httpx2
         from google.genai import errors
+
+        from calibration.judges.guarded import trouble_of
 
         try:
             return await call(self._client.aio)
         except errors.APIError as error:
             failure = _refusal(error)
-        except aiohttp.ClientConnectorError as error:
-            failure = SendError("failed", f"no connection: {error}")
-        except json.JSONDecodeError:
-            failure = SendError("failed", "an error without a readable body")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            failure = SendError("lost", f"{type(error).__name__}: {error}")
+        except (httpx2.HTTPError, OSError, ValueError) as error:
+            failure = trouble_of(error)
         # Raised here, it does not carry the client's error, which cannot leave the process, along.
         failure.detail = without_key(failure.detail, self._key)
         raise failure
@@ -189,13 +200,23 @@ class GeminiWire:
         )
 
 
+def _url() -> str:
+    """Where requests go."""
+    return os.environ.get(GATEWAY) or GOOGLE
+
+
+def _key_variable() -> str:
+    """The variable that holds the key; empty when none does."""
+    return next((name for name in KEYS if os.environ.get(name, "").strip()), "")
+
+
 def _key() -> str:
-    """The key, from where Google's client looks for it.
+    """The key.
 
     Raises:
         ConfigurationError: There is none.
     """
-    key = (os.environ.get("GOOGLE_API_KEY") or os.environ.get("GEMINI_API_KEY") or "").strip()
+    key = os.environ.get(_key_variable(), "").strip()
     if not key:
         raise ConfigurationError(
             "judge gemini must have a key; neither GEMINI_API_KEY nor GOOGLE_API_KEY is set. Set one of them"
@@ -215,6 +236,8 @@ def _refusal(error: Any) -> SendError:  # noqa: ANN401 - the client's class, whi
         return SendError("throttled", detail, code, _retry_after(details, error.response))
     if code in (401, 403, 404) or "API_KEY_INVALID" in reasons or "API key not valid" in detail:
         return SendError("fatal", detail, code)
+    if code < 400:  # neither a whole reply nor a refusal
+        return SendError("lost", detail, code)
     return SendError("failed" if code in (408, 409, 499) or code >= 500 else "rejected", detail, code)
 
 
@@ -253,7 +276,7 @@ class _Content(_Wire):
 
 class _Candidate(_Wire):
     content: _Content | None = None
-    finish_reason: str | None = None
+    finish_reason: Annotated[str | None, OrNothing] = None
 
     @property
     def text(self) -> str:
@@ -267,10 +290,10 @@ class _Feedback(_Wire):
 
 
 class _Usage(_Wire):
-    prompt_token_count: NonNegativeInt = 0
-    cached_content_token_count: NonNegativeInt = 0
-    candidates_token_count: NonNegativeInt = 0
-    thoughts_token_count: NonNegativeInt = 0
+    prompt_token_count: Count = 0
+    cached_content_token_count: Count = 0
+    candidates_token_count: Count = 0
+    thoughts_token_count: Count = 0
 
     @property
     def usage(self) -> Usage:
@@ -285,6 +308,6 @@ class _Usage(_Wire):
 class _Body(_Wire):
     candidates: tuple[_Candidate, ...] | None = None
     prompt_feedback: _Feedback | None = None
-    usage_metadata: _Usage | None = None
+    usage_metadata: Annotated[_Usage | None, OrNothing] = None
     model_version: str | None = None
-    response_id: str | None = None
+    response_id: Annotated[str | None, OrNothing] = None

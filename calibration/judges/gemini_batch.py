@@ -8,35 +8,57 @@ nothing is paid twice: by its name, or if the process ended before the name came
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, JsonValue
 
 from calibration.artifacts import Store
+from calibration.endpoints import Endpoint
 from calibration.errors import JudgeError
-from calibration.judges.asking import AGAIN, FAILURE, LONGEST_BACKOFF, MORE_ROOM, Round, check_ids
+from calibration.judges.asking import (
+    AGAIN,
+    FAILURE,
+    LONGEST_BACKOFF,
+    MORE_ROOM,
+    Round,
+    check_ids,
+    ruling_on,
+)
 from calibration.judges.cases import Case, guard
-from calibration.judges.gemini import BATCH, BATCH_SHARE, Gemini, GeminiWire
+from calibration.judges.gemini import API, BATCH, BATCH_SHARE, Gemini, GeminiWire
 from calibration.judges.language import LanguageJudge
 from calibration.judges.ledger import Job, Ledger, Outcome, Ruling, opened
 from calibration.judges.models import ModelFacts
 from calibration.judges.prompts import SIMPLEQA_JUDGE
 from calibration.judges.protocol import Item
-from calibration.judges.provider import Connection, SendError, Trouble, Usage, whole_text, without_key
+from calibration.judges.provider import (
+    Connection,
+    SendError,
+    Trouble,
+    Usage,
+    whole_json,
+    whole_text,
+    without_key,
+)
 from calibration.records import Question, Verdict
 
 T = TypeVar("T")
 
 LARGEST = 15_000_000
 """Bytes of one job; the service takes 20 MB."""
+MOST_OF_JOB = 200_000_000
+"""The longest reply that is read: that of a finished job holds those to all its requests."""
 FRAME = 2_000
 """Bytes of a request without its prompt, generously."""
+_NAME, _DIGITS = re.compile(r"batches/[A-Za-z0-9._~-]+"), re.compile(r"[0-9]{1,18}")
 _SUCCEEDED = frozenset(("JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"))
 _ENDED = _SUCCEEDED | {"JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED"}
 _TROUBLES: dict[int, Trouble] = {
@@ -79,6 +101,11 @@ class GeminiBatch(LanguageJudge):
     def purse(self) -> Mapping[str, float]:
         """That of `gemini`."""
         return self._live.purse
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """That of `gemini`."""
+        return self._live.endpoint
 
     @property
     def priced(self) -> ModelFacts | None:
@@ -192,19 +219,45 @@ class BatchRound(Round):
         for job in self.ledger.open_jobs(BATCH, self.protocol.model):
             if not self._requests.keys() & set(job.requests.values()):
                 continue  # of another round, which may be over
-            name = job.name or await self._patiently(partial(self._wire.find, job.label))
-            if name is None:
-                self._end_all(job, Outcome("failed", "the job did not reach the service"))
-                continue
-            self.ledger.name_job(job.label, name)
-            named = Job(job.label, name, job.requests)
-            found = await self._patiently(partial(self._wire.get, name), named)
-            if found.state in _ENDED:
-                self._file(named, found)
+            named = await self._named(job)
+            if named is not None and await self._is_filed(named):
                 ended += 1
-            else:
+            elif named is not None:
                 self._under_way.append(named)
         return ended > 0
+
+    async def _named(self, job: Job) -> Job | None:
+        """The job with its name; None of one that the service has never got, which is closed."""
+        try:
+            name = job.name or await self._patiently(partial(self._wire.find, job.label))
+        except SendError as error:
+            raise self._stop(f"{self._who} must accept requests; it refuses", _outcome_of(error)) from None
+        if name is None:
+            self._end_all(job, Outcome("failed", "the job did not reach the service"))
+            return None
+        self.ledger.name_job(job.label, name)
+        return Job(job.label, name, job.requests)
+
+    async def _is_filed(self, job: Job) -> bool:
+        """Look at a job, and file what came of it if it has ended.
+
+        Raises:
+            JudgeError: The service does not tell, or the job came to nothing.
+        """
+        try:
+            found = await self._patiently(partial(self._wire.get, job.name or ""))
+        except SendError as error:
+            if error.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+                raise self._stop(
+                    f"{self._who} must accept requests; it refuses", _outcome_of(error)
+                ) from None
+            why = f"must know the job {job.name}; it is gone, or cannot be read"
+            self._close_all(job, Outcome("lost", error.detail, error.status), why)
+            return True
+        if found.state not in _ENDED:
+            return False
+        self._file(job, found)
+        return True
 
     def _rule_on(self, key: str, ruling: Ruling) -> None:
         self._rulings[key] = ruling
@@ -221,7 +274,8 @@ class BatchRound(Round):
         while queue and len(self._under_way) < self.limits.concurrency:
             requests = self._fit(queue)
             if requests:
-                self._under_way.append(await self._send_job(requests))
+                sent_job = await self._send_job(requests)
+                self._under_way += [sent_job] if sent_job else []
             elif self._under_way:
                 return
             else:
@@ -244,15 +298,23 @@ class BatchRound(Round):
             requests.append(queue.popleft())
         return requests
 
-    async def _send_job(self, requests: list[_Request]) -> Job:
-        """Write a job down, send it, and write down its name."""
+    async def _send_job(self, requests: list[_Request]) -> Job | None:
+        """Write a job down, send it, and write down its name; None of one that is refused.
+
+        Raises:
+            JudgeError: It is refused, which has not happened to all its cases before.
+        """
         label = f"slm-calibration-{uuid.uuid4().hex}"
         planned = [(request.key, request.at_most) for request in requests]
         numbers = self.ledger.begin_job(label, BATCH, self.protocol.model, planned)
         numbered = dict(zip(numbers, requests, strict=True))
         job = Job(label, None, {number: request.key for number, request in numbered.items()})
         sending = self._wire.sending(label, {n: (r.prompt, r.room) for n, r in numbered.items()})
-        name = await self._patiently(sending, job)
+        try:
+            name = await self._patiently(sending)
+        except SendError as error:
+            self._close_all(job, _outcome_of(error), "must accept requests; it refuses")
+            return None
         self.ledger.name_job(label, name)
         return Job(label, name, job.requests)
 
@@ -266,13 +328,15 @@ class BatchRound(Round):
         if found.state not in _SUCCEEDED:
             # Parts of a job that was cancelled or ran out of time may have been done, and billed.
             trouble = "failed" if found.state == "JOB_STATE_FAILED" else "lost"
-            self._end_all(job, Outcome(trouble, f"{found.state}: {found.why}"))
-            raise self._stop(f"{self._who} must finish its jobs; {job.name} is {found.state}: {found.why}")
+            why = f"must finish its jobs; {job.name} is {found.state}: {found.why}"
+            self._close_all(job, Outcome(trouble, f"{found.state}: {found.why}"), why)
+            return
         stop = None
         for attempt, key in job.requests.items():
             outcome = self._outcome(found.replies.get(attempt))
+            is_old = self._has_met(key, outcome)
             self._close(attempt, key, outcome)
-            stop = outcome if outcome.name in ("fatal", "drifted") else stop
+            stop = outcome if outcome.name in ("fatal", "drifted") and not is_old else stop
         if stop and stop.name == "drifted":
             raise self._stop(f"{self._who} must answer itself; another model answered in its place", stop)
         if stop:
@@ -283,11 +347,9 @@ class BatchRound(Round):
         kind = FAILURE if outcome.name in ("failed", "lost") else outcome.name
         tries = self._tries.setdefault(key, Counter())
         tries[kind] += 1
-        ruling = outcome.ruling
-        if kind in AGAIN and tries[kind] > AGAIN[kind]:
-            ruling = Ruling("unjudged", f"{outcome.name}: {outcome.detail}")
+        ruling = ruling_on(outcome, kind, tries[kind])
         # Whoever asked the same in the meantime has got a verdict that others may have used.
-        new = ruling if outcome.reply and not self._kept(key) else None
+        new = ruling if outcome.is_answer and not self._kept(key) else None
         self.ledger.end(attempt, key, outcome, new, self.parser)
         self.tally.unknown += outcome.used is None
         self.tally.usd += self.money.settle(Usage(), outcome.used or Usage())
@@ -308,11 +370,12 @@ class BatchRound(Round):
             return Outcome(reply.trouble, reply.detail, reply.status)
         return self._read(reply)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]], job: Job | None = None) -> T:
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call the service, and again after a pause for as long as there is patience.
 
         Raises:
-            JudgeError: It will not do, or the patience is at its end.
+            SendError: It refuses, or its answer cannot be read however often it is asked for.
+            JudgeError: The patience is at its end.
         """
         began, tries = time.monotonic(), 0
         while True:
@@ -323,23 +386,31 @@ class BatchRound(Round):
                 error = SendError("lost", f"no reply within {self.limits.timeout_seconds:g} s")
             except SendError as caught:
                 error = caught
-            if error.trouble in ("fatal", "rejected"):
-                raise self._refused(error, job)
             tries += 1
+            is_odd = error.status == HTTPStatus.OK and tries > AGAIN[FAILURE]
+            if error.trouble in ("fatal", "rejected") or is_odd:
+                raise error
             pause = error.retry_after or min(self.limits.retry_seconds * 2 ** (tries - 1), LONGEST_BACKOFF)
             if time.monotonic() + pause - began > self.limits.patience_seconds:
                 raise self._stop(f"{self._who} must answer; it does not ({error.detail})")
             await asyncio.sleep(pause)
 
-    def _refused(self, error: SendError, job: Job | None) -> JudgeError:
-        """Why there is no use in calling again; a job that was not taken, or is gone, is closed."""
-        outcome = Outcome(error.trouble, error.detail, error.status)
-        if job and job.name and error.status == 404:
-            self._end_all(job, Outcome("lost", error.detail, error.status))
-            return self._stop(f"{self._who} must know the job {job.name}; it is gone", outcome)
-        if job and not job.name:
-            self._end_all(job, outcome)
-        return self._stop(f"{self._who} must accept requests; it refuses", outcome)
+    def _close_all(self, job: Job, outcome: Outcome, why: str) -> None:
+        """Close a job that came to nothing, which leaves its cases to the next round.
+
+        Where all of them have met such trouble in an earlier round they are unjudged instead, so that one of
+        them cannot stop every round.
+
+        Raises:
+            JudgeError: Says why; not where they are unjudged.
+        """
+        are_old = all(self._has_met(key, outcome) for key in job.requests.values())
+        self._end_all(job, outcome)
+        if not are_old:
+            raise self._stop(f"{self._who} {why}", outcome)
+        for key in self._requests.keys() & set(job.requests.values()):
+            self._rule_on(key, Ruling("unjudged", f"{outcome.name}: {outcome.detail}"))
+            self.tally.asked += 1
 
     def _end_all(self, job: Job, outcome: Outcome) -> None:
         for attempt, key in job.requests.items():
@@ -375,6 +446,8 @@ class _Found:
 class BatchWire(GeminiWire):
     """The same client, and jobs instead of requests."""
 
+    most_bytes = MOST_OF_JOB
+
     def sending(self, label: str, prompts: dict[int, tuple[str, int]]) -> Callable[[], Awaitable[str]]:
         """A call that sends a job and returns its name; however often it is called, there is one job.
 
@@ -403,48 +476,97 @@ class BatchWire(GeminiWire):
                     model=self._model, src=requests, config={"display_name": label}
                 )
             )
-            if job.name:
-                return str(job.name)
+            if name := _name(job.name):
+                return name
             raise SendError("lost", "a job without a name")
 
         return send
 
     async def find(self, label: str) -> str | None:
         """The name of the job with this label; None when the service has none."""
-
-        async def search(client: Any) -> str | None:  # noqa: ANN401 - the client's class
-            async for job in await client.batches.list(config={"page_size": 100}):
-                if job.display_name == label:
-                    return str(job.name)
-            return None
-
-        found: str | None = await self._call(search)
-        return found
+        page: dict[str, str] = {}
+        while True:
+            told = await self._fetch("batches", {"pageSize": "100", **page})
+            jobs = _at(told, "operations")
+            for job in jobs if isinstance(jobs, list) else []:
+                if _at(job, "metadata", "displayName") == label and (name := _name(_at(job, "name"))):
+                    return name
+            token = _at(told, "nextPageToken")
+            if not isinstance(token, str) or not token:
+                return None
+            page = {"pageToken": token}
 
     async def get(self, name: str) -> _Found:
-        """How a job is, and when it has succeeded, its replies."""
-        job = await self._call(lambda client: client.batches.get(name=name))
-        state = job.state.name if job.state else "JOB_STATE_UNSPECIFIED"
-        why = (
-            whole_text(without_key(str(job.error.message or ""), self._key))
-            if job.error
-            else "no reason given"
+        """How a job is, and when it has succeeded, its replies.
+
+        Raises:
+            SendError: There is no answer, or one that says nothing of a job.
+        """
+        job = await self._fetch(name, {})
+        state, why = _at(job, "metadata", "state"), _at(job, "error", "message")
+        if not isinstance(state, str) or not state:
+            raise SendError("lost", "a job without a state", HTTPStatus.OK)
+        replies = _at(job, "metadata", "output", "inlinedResponses", "inlinedResponses")
+        return _Found(
+            state=state[:40].replace("BATCH_STATE_", "JOB_STATE_"),
+            why=whole_text(without_key(why, self._key)) if isinstance(why, str) else "no reason given",
+            replies={
+                number: self._reply(one)
+                for one in (replies if isinstance(replies, list) else [])
+                if (number := _number(one)) is not None
+            },
         )
-        replies = (job.dest.inlined_responses if job.dest else None) or []
-        return _Found(state, why, {n: self._reply(one) for one in replies if (n := _number(one))})
 
-    def _reply(self, one: Any) -> str | SendError:  # noqa: ANN401 - the client's class
+    async def _fetch(self, path: str, query: Mapping[str, str]) -> object:
+        """What the service tells of a job, or of all. Google's client would refuse all for an odd part of it.
+
+        Raises:
+            SendError: It tells nothing.
+        """
+        from google.genai import errors
+
+        async def fetch(client: Any) -> str:  # noqa: ANN401 - the client's class
+            del client
+            response = await self._http.get(
+                f"{self._url.rstrip('/')}/{API}/{path}", params=query, headers={"x-goog-api-key": self._key}
+            )
+            await errors.APIError.raise_for_async_response(response)
+            return str(response.text)
+
+        body = await self._call(fetch)
+        try:
+            return json.loads(await asyncio.to_thread(whole_json, body))
+        except ValueError:
+            raise SendError("lost", "an answer that is no JSON", HTTPStatus.OK) from None
+
+    def _reply(self, one: object) -> str | SendError:
         """The body of a reply, or the error in its place."""
-        if one.error:
-            detail = without_key(f"{one.error.code}: {str(one.error.message or '')[:300]}", self._key)
-            return SendError(_TROUBLES.get(one.error.code or 0, "failed"), detail)
-        if not one.response:
+        if error := _at(one, "error"):
+            code, message = _at(error, "code"), str(_at(error, "message") or "")[:300]
+            trouble = _TROUBLES.get(code, "failed") if isinstance(code, int) else "failed"
+            return SendError(trouble, without_key(f"{str(code)[:20]}: {message}", self._key))
+        if not (response := _at(one, "response")):
             return SendError("lost", "neither a reply nor an error")
-        body = json.dumps(one.response.model_dump(mode="json", by_alias=True, exclude_none=True))
-        return without_key(body, self._key)
+        return without_key(json.dumps(response), self._key)
 
 
-def _number(one: Any) -> int | None:  # noqa: ANN401 - the client's class
+def _outcome_of(error: SendError) -> Outcome:
+    return Outcome(error.trouble, error.detail, error.status)
+
+
+def _at(value: object, *names: str) -> object:
+    """What stands under these names, one within the other; None where nothing does."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _name(name: object) -> str | None:
+    """The name of a job, if it is one."""
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else None
+
+
+def _number(one: object) -> int | None:
     """The number of the request that a reply is to."""
-    number = (one.metadata or {}).get("request", "")
-    return int(number) if number.isdigit() else None
+    number = _at(one, "metadata", "request")
+    return int(number) if isinstance(number, str) and _DIGITS.fullmatch(number) else None

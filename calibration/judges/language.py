@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field, JsonValue
 
 from calibration.artifacts import Store
+from calibration.endpoints import Endpoint
 from calibration.errors import ConfigurationError
 from calibration.judges.asking import Limits, Round
 from calibration.judges.cases import JudgeProtocol
@@ -26,6 +27,9 @@ class LanguageJudge(Limits, ABC):
 
     provider: ClassVar[str]
     """Who serves the model; part of every key, so that equal names of two services stay apart."""
+
+    receives: ClassVar[str] = "questions, accepted answers and answers"
+    """What the service is sent."""
 
     kind: str
     model: str = Field(min_length=1)
@@ -127,6 +131,16 @@ class LanguageJudge(Limits, ABC):
     def priced(self) -> ModelFacts | None:
         """The facts with the prices of the requests that this judge sends."""
         return self.known
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where it sends something."""
+        return (self.endpoint,)
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> Endpoint:
+        """Where questions, accepted answers and answers go, and with which key."""
 
     @abstractmethod
     def connect(self) -> Connection:

@@ -104,6 +104,11 @@ class Outcome:
             return self.reply.usage
         return Usage() if self.name in FREE else None
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether the model that was asked has answered, with a verdict or without: what was paid is kept."""
+        return self.reply is not None and self.name != "drifted"
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -193,24 +198,17 @@ class Ledger:
             model: The model that is asked for.
             requests: The key of each, and what it can use at most.
         """
-        with self._explained():
-            self._db.execute("BEGIN")
-            try:
-                self._db.execute("INSERT INTO job (label) VALUES (?)", (label,))
-                numbers = []
-                for key, at_most in requests:
-                    cursor = self._db.execute(
-                        "INSERT INTO attempt "
-                        "(job, key, provider, model, most_prompt, most_output, asker, sent) "
-                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        (label, key, provider, model, at_most.prompt, at_most.output, _asker.get(), _now()),
-                    )
-                    numbers.append(int(cursor.lastrowid or 0))
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._writing():
+            self._db.execute("INSERT INTO job (label) VALUES (?)", (label,))
+            numbers = []
+            for key, at_most in requests:
+                cursor = self._db.execute(
+                    "INSERT INTO attempt "
+                    "(job, key, provider, model, most_prompt, most_output, asker, sent) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (label, key, provider, model, at_most.prompt, at_most.output, _asker.get(), _now()),
+                )
+                numbers.append(int(cursor.lastrowid or 0))
         return numbers
 
     def name_job(self, label: str, name: str) -> None:
@@ -239,22 +237,28 @@ class Ledger:
             *((usage.prompt, usage.cached, usage.output, usage.thoughts) if usage else (None,) * 4),
             *((reply.model_version, reply.response_id) if reply else (None, None)),
         )
+        with self._writing():
+            self._db.execute(
+                "UPDATE attempt SET ended = ?, outcome = ?, detail = ?, status = ?, body = ?, "
+                "prompt = ?, cached = ?, output = ?, thoughts = ?, model_version = ?, response_id = ? "
+                "WHERE id = ?",
+                (*row, attempt),
+            )
+            if ruling:
+                self._put(key, ruling, parser, attempt)
+
+    def next_attempt(self) -> int:
+        """A number that every later request has at least."""
         with self._explained():
-            self._db.execute("BEGIN")
-            try:
-                self._db.execute(
-                    "UPDATE attempt SET ended = ?, outcome = ?, detail = ?, status = ?, body = ?, "
-                    "prompt = ?, cached = ?, output = ?, thoughts = ?, model_version = ?, response_id = ? "
-                    "WHERE id = ?",
-                    (*row, attempt),
-                )
-                if ruling:
-                    self._put(key, ruling, parser, attempt)
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            (last,) = self._db.execute("SELECT MAX(id) FROM attempt").fetchone()
+        return int(last or 0) + 1
+
+    def has_met(self, key: str, outcomes: Sequence[str], before: int) -> bool:
+        """Whether a request of this case with a lower number than `before` has ended in one of these ways."""
+        marks = ", ".join("?" * len(outcomes))
+        query = f"SELECT 1 FROM attempt WHERE key = ? AND id < ? AND outcome IN ({marks}) LIMIT 1"  # noqa: S608
+        with self._explained():
+            return self._db.execute(query, (key, before, *outcomes)).fetchone() is not None
 
     def find(self, key: str) -> tuple[Ruling, str] | None:
         """The kept verdict and who read the reply; None when there is none."""
@@ -297,6 +301,19 @@ class Ledger:
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (key, ruling.label, ruling.reason, ruling.extracted, ruling.model_version, parser, attempt),
         )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All that is written inside, or nothing, whatever goes wrong."""
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

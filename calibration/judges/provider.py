@@ -5,7 +5,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 Trouble = Literal["throttled", "failed", "lost", "rejected", "fatal"]
 """Why no reply came. `throttled`: too many requests. `failed`: the service said that it could not, and
@@ -13,8 +15,8 @@ bills nothing. `lost`: a request went out and no whole reply came back; it may h
 `rejected`: this request will never be accepted. `fatal`: no request will."""
 
 
-LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
-"""Hosts on this machine: they are asked directly. A proxy is for what lies outside."""
+MOST_BYTES = 1_000_000
+"""The longest reply to one request that is read; a verdict takes a few thousand."""
 
 SECRET = 16
 """Characters of the shortest key that is hidden. A dummy, such as "x", occurs in every reply."""
@@ -90,6 +92,19 @@ class Provider(Protocol):
 
 
 Connection = AbstractAsyncContextManager[Provider]
+
+
+def _or_nothing(value: object, read: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - as pydantic has it
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+OrNothing = WrapValidator(_or_nothing)
+"""Of a part of a reply that only the books need: None where it is not of its kind. It voids no verdict."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
+"""Tokens, as a service counts them. More than that no request has used."""
 
 
 def without_key(text: str, key: str) -> str:

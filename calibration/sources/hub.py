@@ -3,10 +3,12 @@
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
+from calibration.endpoints import Endpoint, hub_endpoint
 from calibration.errors import DataError
 from calibration.records import Question
 from calibration.schema import Schema
@@ -30,6 +32,11 @@ class HubSchema(Schema):
     """Which of its splits is read; our own splits are made from it."""
     limit: int | None = Field(default=None, ge=1)
     """Read only so many rows from the top."""
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The hub, which is asked for the table; of a folder, none."""
+        return () if Path(self.repo).is_dir() else (hub_endpoint("the names of data sets"),)
 
     def identity(self) -> JsonValue:
         """The sha256 over its questions."""

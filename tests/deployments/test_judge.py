@@ -164,7 +164,9 @@ def test_money_stops_it_and_more_money_goes_on_from_there(tmp_path, serve):
     assert [code for code, _, _ in done] == [1, 0]
     assert "max_usd = 0.004" in done[0][2]
     assert "cost: " in done[0][1]
-    assert len(done[0][2].strip().splitlines()) <= 2
+    endpoint, *rest = done[0][2].strip().splitlines()
+    assert endpoint.endswith(f"go to {server.url}, with the key in GEMINI_API_KEY")
+    assert len(rest) <= 2
     assert server.count == 29
     assert set(server.cases.values()) == {1}
 

@@ -484,9 +484,9 @@ def test_a_fault_that_ends_all_requests_at_once_stops_nothing(serve, judge, item
 
 def test_a_service_that_fails_too_often_is_left_alone(serve, judge, items):
     server = serve(lambda seen: error(503, "UNAVAILABLE") if seen.number % 2 else None)
-    with pytest.raises(JudgeError, match=r"requests failed \(503"):
+    with pytest.raises(JudgeError, match=r"5\d\d requests failed \(503"):
         judge(items(2000))
-    assert server.count < 1300
+    assert server.count < 2300  # of about 4000 that it would have taken
 
 
 def test_a_service_that_takes_nothing_is_not_waited_for_longer_than_patience(serve, judge, items):
