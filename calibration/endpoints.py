@@ -35,10 +35,12 @@ class Endpoint(Schema):
         return f"{self.receives} go to {self.address}{key}"
 
 
-def hub_endpoint(receives: str) -> Endpoint:
-    """The Hugging Face hub, or the mirror that HF_ENDPOINT names."""
+def hub_endpoints() -> tuple[Endpoint, ...]:
+    """The Hugging Face hub, or the mirror that HF_ENDPOINT names, if it is sent a token."""
+    if not os.environ.get("HF_TOKEN"):
+        return ()
     address = origin(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    return Endpoint(address=address, receives=receives, key="HF_TOKEN" if os.environ.get("HF_TOKEN") else "")
+    return (Endpoint(address=address, receives="names of models and data sets", key="HF_TOKEN"),)
 
 
 def origin(url: str) -> str:

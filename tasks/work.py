@@ -5,10 +5,12 @@ import asyncio
 from calibration import shards
 from calibration.artifacts import Artifact, Store
 from calibration.backends import BackendConfig
+from calibration.checkpoints import SET_ASIDE
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
 from calibration.jobs.train import Train
 from calibration.jobs.work import work_key
+from tasks.cached import note
 from tasks.journal import current_journal
 from tasks.progress import reporting
 from tasks.stage import stage
@@ -20,7 +22,13 @@ async def _send(job: Obtain | Infer | Train, title: str, on: BackendConfig) -> A
     if current_journal().wants_refresh(title):
         await on.forget(key, store)
     async with reporting(title) as progress:
-        return await on.run(job, key, store, progress)
+
+        def heed(fraction: float, words: str) -> None:
+            if words.startswith(SET_ASIDE):
+                note(words.removeprefix(SET_ASIDE))
+            progress(fraction, words)
+
+        return await on.run(job, key, store, heed)
 
 
 @stage("calibration.jobs.obtain", name="obtain {label}")

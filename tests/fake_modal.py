@@ -513,9 +513,11 @@ class FakeModal:
 
     def VolumeRemoveFile(self, request):
         place = self.volumes[request.volume_id] / request.path
-        if not place.is_file():
+        if not place.exists():
             raise GRPCError(Status.NOT_FOUND, f"no file {request.path}")
-        place.unlink()
+        if place.is_dir() and not request.recursive:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"{request.path} is a folder")
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
         return Empty()
 
     def BlobCreate(self, _):

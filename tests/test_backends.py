@@ -102,6 +102,12 @@ def test_forgotten_work_is_done_again(store, random_model):
     assert notes != []
 
 
+def test_of_forgotten_work_no_checkpoint_is_left(store):
+    (store.scratch("key") / "checkpoint-1").mkdir()
+    asyncio.run(Local().forget("key", store))
+    assert list(store.scratch("key").iterdir()) == []
+
+
 def test_finished_work_whose_result_is_gone_is_done_again(store, random_model):
     job = asking(store, random_model)
     artifact = run(job, store)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from calibration.artifacts import Store
 from calibration.backends.exam import Exam
@@ -65,7 +65,7 @@ def attempt(
     """
     life = _Life(store, key, commit)
     place = store.scratch(key) / HOLDER
-    if place.exists() and (holder := place.read_text(encoding="utf-8")) not in {call, *over}:
+    if place.exists() and (holder := place.read_text("utf-8", "replace")) not in {call, *over}:
         return {"elsewhere": holder, "seconds": 0.0}
     place.write_text(call, encoding="utf-8")
     with suppress(RuntimeError):
@@ -110,6 +110,14 @@ def examine(exams: list[dict[str, JsonValue]]) -> dict[str, JsonValue]:
     return {"libraries": {**library_versions(sorted(installed))}, "models": found}
 
 
+def read_sign(content: bytes) -> Sign:
+    """A sign of life; one that is damaged says nothing, and keeps nobody from going on."""
+    try:
+        return Sign.model_validate_json(content)
+    except ValidationError:
+        return Sign()
+
+
 def _commit_at_last(commit: Callable[[], None]) -> None:
     """Commit, now or a little later: finished work must not be lost to a file that is still open."""
     for pause in COMMIT_PAUSES:
@@ -130,7 +138,7 @@ class _Life:
     def __init__(self, store: Store, key: str, commit: Callable[[], None]) -> None:
         self._store, self._key, self._commit = store, key, commit
         path = store.scratch(key) / SIGN
-        self.last = Sign.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else Sign()
+        self.last = read_sign(path.read_bytes() if path.is_file() else b"")
         self._before = self.last.seconds
         self._started = self._committed = time.monotonic()
 

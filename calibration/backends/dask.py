@@ -17,7 +17,7 @@ from calibration import errors
 from calibration.artifacts import Artifact, Store
 from calibration.backends.container import LIBRARIES
 from calibration.backends.local import Local
-from calibration.backends.worker import forget
+from calibration.backends.worker import begin_anew, forget
 from calibration.endpoints import Endpoint
 from calibration.errors import CalibrationError, ConfigurationError, JobError
 from calibration.fingerprint import library_versions, package_digest
@@ -77,10 +77,12 @@ class Dask(Schema):
                     )
 
     async def forget(self, key: str, store: Store) -> None:
-        """Forget what came of this work, here and there."""
+        """Forget all that is left of this work, here and there."""
         await Local().forget(key, store)
         if shared := Shared.from_environment():
             await asyncio.to_thread(shared.forget, key)
+        async with self._client() as client:
+            await client.run(forget_here, key)
 
     async def run(self, job: Job, key: str, store: Store, progress: Progress) -> Artifact:
         """Join or begin the work, wait for it, and bring home what it made."""
@@ -168,6 +170,11 @@ def what_is_here() -> dict[str, str | None]:
     """What must be the same on all machines."""
     versions = {name: version.partition("+")[0] for name, version in library_versions(LIBRARIES).items()}
     return {VARIABLE: os.environ.get(VARIABLE), CODE: package_digest()[:12], **versions}
+
+
+def forget_here(key: str) -> None:
+    """Forget all that is left of this work on the machine where this runs."""
+    begin_anew(Store.from_environment(), key)
 
 
 def has_work(key: str, dask_worker: "Worker") -> bool:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from calibration import errors
 from calibration.artifacts import Artifact, Store
-from calibration.backends.worker import forget
+from calibration.backends.worker import begin_anew
 from calibration.errors import JobError
 from calibration.jobs.work import Progress
 from calibration.schema import Schema
@@ -39,8 +39,8 @@ class Local(Schema):
         """This machine is there."""
 
     async def forget(self, key: str, store: Store) -> None:
-        """Forget what came of this work."""
-        forget(store, key)
+        """Forget all that is left of this work."""
+        begin_anew(store, key)
 
     async def run(self, job: Schema, key: str, store: Store, progress: Progress) -> Artifact:
         """Start a worker process when there is room, pass its progress on, and return what it stored."""

@@ -122,10 +122,14 @@ class Modal(Schema):
                 raise
 
     async def forget(self, key: str, store: Store) -> None:
-        """Forget what came of this work, here and there; a call that is open is the new work."""
+        """Forget all that is left of this work, here and there; a call that is open is the new work."""
         await Local().forget(key, store)
-        if Ledger(store).find(key) is None:
-            await self._patiently(lambda: self._remote().forget(key))
+        remote = self._remote()
+        holder = await self._patiently(lambda: remote.holder(key))
+        is_open = Ledger(store).find(key) is not None
+        held = self._call("obtain", key, holder)
+        if not is_open and (not holder or await self.is_over(held, self.patience_minutes)):
+            await self._patiently(lambda: remote.forget(key))
 
     async def check(self, store: Store) -> None:
         """Raise what would keep a job from running."""

@@ -5,8 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from calibration.artifacts import MANIFEST, Artifact, Store, inside
-from calibration.backends.container import HOLDER, SIGN, Sign
+from calibration.backends.container import HOLDER, SIGN, Sign, read_sign
 from calibration.backends.worker import DONE
 from calibration.errors import ArtifactError
 
@@ -60,23 +62,22 @@ class Remote:
         if marker is None:
             return None
         # One whose result was lost or altered since is not finished.
-        with suppress(ArtifactError):
+        with suppress(ArtifactError, ValidationError):
             return await self.get(Artifact.model_validate_json(marker), store)
         return None
 
     async def forget(self, key: str) -> None:
-        """Take away the note of what came of this work."""
+        """Take away all that is left of this work."""
         with suppress(FileNotFoundError):
-            await self.volume.remove_file.aio(f"scratch/{key}/{DONE}")
+            await self.volume.remove_file.aio(f"scratch/{key}", recursive=True)
 
     async def holder(self, key: str) -> str:
         """The id of the call that began this work last; empty if none did, or once it is finished."""
-        return (await self._read(f"scratch/{key}/{HOLDER}") or b"").decode()
+        return (await self._read(f"scratch/{key}/{HOLDER}") or b"").decode("utf-8", "replace")
 
     async def sign(self, key: str) -> Sign:
         """The last sign of life of this work."""
-        sign = await self._read(f"scratch/{key}/{SIGN}")
-        return Sign() if sign is None else Sign.model_validate_json(sign)
+        return read_sign(await self._read(f"scratch/{key}/{SIGN}") or b"")
 
     async def _read(self, path: str) -> bytes | None:
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def finished(store: Store, key: str) -> Artifact | None:
     marker = store.scratch(key) / DONE
     try:
         artifact = Artifact.model_validate_json(marker.read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return None
     return artifact if store.is_whole(artifact) else None
 
@@ -65,6 +66,11 @@ def finish(store: Store, key: str, artifact: Artifact) -> None:
 def forget(store: Store, key: str) -> None:
     """Take the note away, so that the work is done again; checkpoints of unfinished work stay."""
     (store.scratch(key) / DONE).unlink(missing_ok=True)
+
+
+def begin_anew(store: Store, key: str) -> None:
+    """Take everything away that is left of this work, checkpoints too."""
+    shutil.rmtree(store.scratch(key))
 
 
 def _speaker() -> Callable[[object], None]:

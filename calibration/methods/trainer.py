@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
+from calibration.checkpoints import KEPT, PREFIX, Checkpoints, Progress, seal
 from calibration.errors import ConfigurationError
 from calibration.methods.lora import save_adapter
 from calibration.schema import Schema
@@ -15,8 +15,6 @@ from calibration.schema import Schema
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Trainer
-
-Progress = Callable[[float, str], None]
 
 SHARE = 0.1
 """A checkpoint is written, and the losses noted, each time this share of the steps is done."""
@@ -64,7 +62,7 @@ class Optimisation(Schema):
             "remove_unused_columns": False,
             "save_strategy": "steps",
             "save_steps": SHARE,
-            "save_total_limit": 2,
+            "save_total_limit": KEPT,
             "logging_steps": SHARE,
             "disable_tqdm": True,
             "report_to": [],
@@ -82,7 +80,7 @@ def run(trainer: "Trainer", checkpoints: Path, folder: Path, progress: Progress)
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_reporter(progress))
-    checkpoint = last_whole_checkpoint(checkpoints)
+    checkpoint = next(Checkpoints(checkpoints, progress).whole(), None)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_adapter(cast("PeftModel", trainer.model), folder)
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -96,29 +94,14 @@ def checkpoints_of(scratch: Path, method: Schema, data: Path, seed: int) -> Path
     return scratch / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def last_whole_checkpoint(scratch: Path) -> Path | None:
-    """The checkpoint with the most steps that was written to its end.
-
-    The trainer writes a checkpoint's state last: where it is missing or cut off, the process was stopped
-    on the way, and the checkpoint before is the one to go on from.
-    """
-    found = sorted(scratch.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return next((path for path in reversed(found) if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return True
-
-
 def _reporter(progress: Progress) -> Any:  # noqa: ANN401 - the class exists only once transformers is imported
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
-        """Tells how far the run is after every step."""
+        """Tells how far the run is after every step, and seals what was written."""
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
+            seal(Path(args.output_dir) / f"{PREFIX}{state.global_step}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401, ARG002
             loss = next(

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from calibration.artifacts import file_sha256
-from calibration.endpoints import Endpoint, hub_endpoint
+from calibration.endpoints import Endpoint, hub_endpoints
 from calibration.errors import ConfigurationError
 from calibration.schema import Schema
 from calibration.worlds.facts import Document
@@ -34,7 +34,7 @@ class Hub(Schema):
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The hub, which is asked for the model; of a folder, none."""
-        return () if self.is_folder else (hub_endpoint("the names of models"),)
+        return () if self.is_folder else hub_endpoints()
 
     def identity(self) -> JsonValue:
         """The settings; of a folder its content, not its place."""

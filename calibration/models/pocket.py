@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, JsonValue, model_validator
 
+from calibration.checkpoints import Checkpoints, steps_of
 from calibration.errors import DataError
 from calibration.schema import Schema
 from calibration.worlds.facts import Document
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+PRETRAINING, STATE = "pretraining", "state.pt"
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
 """Tokens that text never turns into by merging; their ids are their positions here."""
 
@@ -106,31 +109,26 @@ class Pocket(Schema):
         Args:
             documents: The corpus.
             folder: Where the model goes; made if needed.
-            scratch: Where checkpoints are kept; a checkpoint of the same work found there is continued.
+            scratch: Where checkpoints are kept; the newest whole one of the same work is continued.
             progress: Told the share of the steps that is done, in (0, 1], and the loss.
 
         Raises:
             DataError: There are no documents, or one is longer than `context`.
         """
-        import torch
-
         tokenizer = _train_tokenizer(documents, self.vocabulary, self.context)
         rows = _encode(documents, tokenizer, self.context)
         steps = _plan([len(row.ids) for row in rows], self.tokens_per_step, self.epochs, self.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = self._build(tokenizer)
-        optimizers = self._optimizers(model)
-        checkpoint = _Checkpoint(scratch / "pretrain.pt", self._work(documents))
+        checkpoints = Checkpoints(scratch / PRETRAINING / self._work(documents), progress)
+        model, optimizers, done = self._begun(tokenizer, checkpoints)
         model.train()
-        for step in range(checkpoint.load(model, optimizers), len(steps)):
+        for step in range(done, len(steps)):
             self._set_learning_rates(optimizers, step / len(steps))
             loss = _learn(model, [[rows[i] for i in group] for group in steps[step]])
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             if (step + 1) % self.checkpoint_steps == 0:
-                checkpoint.save(model, optimizers, step + 1)
+                checkpoints.write(step + 1, partial(_save, model, optimizers))
             progress((step + 1) / len(steps), f"loss {loss:.2f}")
         model.train(mode=False)
         model.save_pretrained(folder)
@@ -140,7 +138,24 @@ class Pocket(Schema):
         """All settings but the one that leaves the weights as they are."""
         return self.model_dump(mode="json", exclude={"checkpoint_steps"})
 
+    def _begun(
+        self, tokenizer: "PreTrainedTokenizerFast", checkpoints: Checkpoints
+    ) -> tuple["Gemma2ForCausalLM", list["torch.optim.Optimizer"], int]:
+        """Model, optimizers and steps that are done, as the newest checkpoint has them that can be loaded."""
+        for checkpoint in checkpoints.whole():
+            model = self._build(tokenizer)
+            optimizers = self._optimizers(model)
+            try:
+                _load(model, optimizers, checkpoint)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong, it cannot be continued
+                checkpoints.set_aside(checkpoint, f"{STATE}: {type(error).__name__}")
+            else:
+                return model, optimizers, steps_of(checkpoint)
+        model = self._build(tokenizer)
+        return model, self._optimizers(model), 0
+
     def _build(self, tokenizer: "PreTrainedTokenizerFast") -> "Gemma2ForCausalLM":
+        import torch
         from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig
 
         pad, eos, bos, _, end_of_turn = range(len(SPECIAL))
@@ -159,10 +174,12 @@ class Pocket(Schema):
             eos_token_id=eos,
             bos_token_id=bos,
         )
-        # The other implementations of attention leave out its soft cap.
-        model: Gemma2ForCausalLM = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation="eager"
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            # The other implementations of attention leave out its soft cap.
+            model: Gemma2ForCausalLM = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation="eager"
+            )
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             pad_token_id=pad, bos_token_id=bos, eos_token_id=[eos, end_of_turn], do_sample=False
         )
@@ -190,47 +207,28 @@ class Pocket(Schema):
             optimizer.param_groups[0]["lr"] = rate * factor
 
     def _work(self, documents: Sequence[Document]) -> str:
-        """A digest of all that decides the weights."""
+        """A digest of all that decides the weights: checkpoints of other work are not continued."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
         for document in documents:
             digest.update(document.model_dump_json().encode())
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Checkpoint:
-    """Weights, optimizer states and the number of steps done, in one file that is replaced whole."""
+def _save(model: "torch.nn.Module", optimizers: Sequence["torch.optim.Optimizer"], folder: Path) -> None:
+    import torch
 
-    path: Path
-    work: str
-    """What the file must be about to be continued; otherwise the work starts afresh."""
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"model": model.state_dict(), "optimizers": states}, folder / STATE)
 
-    def save(
-        self, model: "torch.nn.Module", optimizers: Sequence["torch.optim.Optimizer"], steps: int
-    ) -> None:
-        import torch
 
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        unfinished = self.path.with_suffix(".unfinished")
-        torch.save(
-            {"work": self.work, "steps": steps, "model": model.state_dict(), "optimizers": states}, unfinished
-        )
-        unfinished.replace(self.path)
+def _load(model: "torch.nn.Module", optimizers: Sequence["torch.optim.Optimizer"], folder: Path) -> None:
+    """Bring model and optimizers to where a checkpoint is; no code in it runs."""
+    import torch
 
-    def load(self, model: "torch.nn.Module", optimizers: Sequence["torch.optim.Optimizer"]) -> int:
-        """Bring model and optimizers to where the checkpoint is; the number of steps done."""
-        import torch
-
-        if not self.path.exists():
-            return 0
-        saved = torch.load(self.path, weights_only=True)
-        if saved["work"] != self.work:
-            return 0
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        return int(saved["steps"])
+    saved = torch.load(folder / STATE, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
 
 
 def _train_tokenizer(

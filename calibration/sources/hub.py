@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from calibration.endpoints import Endpoint, hub_endpoint
+from calibration.endpoints import Endpoint, hub_endpoints
 from calibration.errors import DataError
 from calibration.records import Question
 from calibration.schema import Schema
@@ -36,7 +36,7 @@ class HubSchema(Schema):
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The hub, which is asked for the table; of a folder, none."""
-        return () if Path(self.repo).is_dir() else (hub_endpoint("the names of data sets"),)
+        return () if Path(self.repo).is_dir() else hub_endpoints()
 
     def identity(self) -> JsonValue:
         """The sha256 over its questions."""

@@ -63,7 +63,7 @@ def of_kind(cloud, kind):
 
 def has_checkpoint(call):
     """Whether a training has written a checkpoint to its end."""
-    return call.containers and list(call.containers[-1].folder.rglob("checkpoint-*/trainer_state.json"))
+    return call.containers and list(call.containers[-1].folder.rglob("checkpoint-*/seal.json"))
 
 
 def assert_close(one, other, where="report"):

@@ -58,7 +58,12 @@ def undisturbed(tmp_path_factory):
 def checkpoint(cloud, key):
     """Whether the container that runs has a checkpoint."""
     containers = [container for call in cloud.calls.values() for container in call.containers]
-    return containers and list(containers[-1].folder.glob(f"volumes/*artifacts/scratch/{key}/pretrain.pt"))
+    return containers and sealed(containers[-1].folder / "volumes", key)
+
+
+def sealed(volumes, key):
+    """The checkpoints of a job that were written to their end."""
+    return list(volumes.glob(f"*artifacts/scratch/{key}/pretraining/*/checkpoint-*/seal.json"))
 
 
 # The way there and back
@@ -271,7 +276,7 @@ def test_thrown_out_a_job_goes_on_from_its_checkpoint_and_gives_what_it_gives_he
         # Nobody works now, so what is said is what the first container has left.
         await asyncio.to_thread(until, lambda: said and said[-1][0] > 0)
         left = said[-1]
-        assert list(cloud.folder.glob(f"vo-*artifacts/scratch/{blow}/pretrain.pt")), "its checkpoint is kept"
+        assert sealed(cloud.folder, blow), "its checkpoint is kept"
         cloud.room.set()
         return call, left, await running
 
@@ -301,7 +306,7 @@ def test_a_cancelled_run_stops_its_call_within_seconds_and_keeps_the_checkpoint(
     assert asyncio.run(scenario()) < 10
     assert Ledger(store).open() == []
     assert [cost.outcome for cost in Ledger(store).costs()] == ["cancelled"]
-    assert list(cloud.folder.glob("*artifacts/scratch/cancelled/pretrain.pt"))
+    assert sealed(cloud.folder, "cancelled")
 
 
 def test_a_run_that_is_cancelled_while_its_call_is_taken_leaves_no_call_behind(cloud, store, fetching, until):

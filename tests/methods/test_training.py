@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Trainer, TrainingArguments, set_seed
 
+from calibration.checkpoints import SEAL, steps_of
 from calibration.confidence import read_confidence
 from calibration.engines.hf import Hf, Speaker
 from calibration.errors import DataError
@@ -16,7 +17,7 @@ from calibration.methods import Dpo, Implicit, Outcome, Preference, TrainingSet
 from calibration.methods.encoding import encode_outcome, encode_reply
 from calibration.methods.implicit_loss import example
 from calibration.methods.lora import Lora, load_for_training, save_adapter
-from calibration.methods.trainer import Optimisation, checkpoints_of, last_whole_checkpoint
+from calibration.methods.trainer import Optimisation, checkpoints_of
 from calibration.prompts import PLAIN, stated_response
 
 pytestmark = pytest.mark.filterwarnings(
@@ -278,9 +279,10 @@ class KilledError(Exception):
     """What stops a training in the middle."""
 
 
-@pytest.mark.parametrize("half_written", [False, True])
-def test_a_training_that_was_stopped_goes_on_to_the_same_adapter(train, trained, tmp_path, half_written):
-    method, own, folder, figures, _ = trained
+@pytest.fixture
+def stopped(train, trained, tmp_path):
+    """The checkpoints of a training that was stopped in its seventh step, the newest last."""
+    method, own, *_ = trained
 
     def stop(share, note):
         if note.startswith("step 7 of 12"):
@@ -288,16 +290,51 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_adapter(train, trained,
 
     with pytest.raises(KilledError):
         train(method, own, scratch=tmp_path, progress=stop)
-    (checkpoints,) = tmp_path.iterdir()
-    assert last_whole_checkpoint(checkpoints).name == "checkpoint-6"
-    if half_written:
-        state = checkpoints / "checkpoint-6" / "trainer_state.json"
-        state.write_text(state.read_text()[:50])
+    (folder,) = tmp_path.iterdir()
+    return sorted(folder.glob("checkpoint-*"), key=steps_of)
+
+
+def resumed(train, trained, tmp_path):
+    """Go on, to the adapter of an undisturbed training; what was noted on the way."""
+    method, own, folder, figures, _ = trained
     notes = []
-    resumed, same_figures = train(method, own, scratch=tmp_path, progress=lambda *note: notes.append(note))
-    assert notes[0][1].startswith("step 5 of 12" if half_written else "step 7 of 12")
-    assert content(resumed) == content(folder)
+    again, same_figures = train(method, own, scratch=tmp_path, progress=lambda *note: notes.append(note[1]))
+    assert content(again) == content(folder)
     assert same_figures == figures
+    return notes
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_adapter(train, trained, stopped, tmp_path):
+    assert [path.name for path in stopped] == ["checkpoint-4", "checkpoint-6"]
+    assert resumed(train, trained, tmp_path)[0].startswith("step 7 of 12")
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_not_continued(train, trained, stopped, tmp_path):
+    (stopped[1] / SEAL).unlink()
+    (stopped[1] / "optimizer.pt").write_bytes(b"half")
+    assert resumed(train, trained, tmp_path)[0].startswith("step 5 of 12")
+
+
+FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "adapter_config.json", SEAL])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_continued(
+    train, trained, stopped, tmp_path, name
+):
+    path = stopped[1] / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    notes = resumed(train, trained, tmp_path)
+    assert notes[0].startswith(f"set aside: checkpoint-6 ({name}), kept as {stopped[1].parent}")
+    assert notes[1].startswith("step 5 of 12")
+
+
+def test_where_every_checkpoint_is_damaged_the_training_begins_anew(train, trained, stopped, tmp_path):
+    for checkpoint in stopped:
+        (checkpoint / "optimizer.pt").unlink()
+    notes = resumed(train, trained, tmp_path)
+    assert [note[:23] for note in notes[:2]] == ["set aside: checkpoint-6", "set aside: checkpoint-4"]
+    assert notes[2].startswith("step 1 of 12")
 
 
 def test_a_training_stopped_at_the_very_end_only_writes_its_adapter(train, trained, tmp_path):

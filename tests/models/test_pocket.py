@@ -1,5 +1,4 @@
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +12,11 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2ForCausalLM
 
+from calibration.checkpoints import SEAL, SET_ASIDE, seal, steps_of
 from calibration.engines.chat import token_texts
 from calibration.engines.hf import Hf
 from calibration.errors import DataError
-from calibration.models.pocket import Pocket, _learn, _plan, _Row
+from calibration.models.pocket import PRETRAINING, STATE, Pocket, _learn, _plan, _Row
 from calibration.worlds.facts import Document, World
 
 WORLD = World(entities_per_topic=24, pool_size=6, statement_share=0.1, stated_share=0.4, popularity_shift=3.0)
@@ -44,7 +44,11 @@ def obtain(pocket, folder, scratch, documents=TEXTS):
     """The files of the model, and the shares that progress was told."""
     shares = []
     pocket.obtain(documents, folder, scratch, lambda share, note: shares.append(share))
-    return {path.name: path.read_bytes() for path in folder.iterdir()}, shares
+    return content(folder), shares
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +239,8 @@ def interrupt(pocket, scratch, after, documents=TEXTS):
 
     with pytest.raises(Interrupted):
         pocket.obtain(documents, scratch / "lost", scratch, progress)
-    assert [path.name for path in scratch.iterdir()] == ["pretrain.pt"]
+    (folder,) = (scratch / PRETRAINING).iterdir()
+    return sorted(folder.iterdir(), key=steps_of)
 
 
 @pytest.mark.parametrize("after", [4, 8])
@@ -270,6 +275,55 @@ def test_a_checkpoint_of_other_work_is_not_used(straight, tmp_path, other, docum
     assert obtain(TINY, tmp_path / "model", tmp_path) == straight
 
 
+def cut(checkpoint):
+    content = (checkpoint / STATE).read_bytes()
+    (checkpoint / STATE).write_bytes(content[: len(content) // 2])
+
+
+def flip(checkpoint):
+    content = bytearray((checkpoint / STATE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / STATE).write_bytes(content)
+
+
+def empty(checkpoint):
+    cut(checkpoint)
+    seal(checkpoint)  # as something that was damaged before it was sealed
+
+
+DAMAGES = {
+    "cut off": cut,
+    "a changed bit": flip,
+    "gone": lambda checkpoint: (checkpoint / STATE).unlink(),
+    "a folder": lambda checkpoint: ((checkpoint / STATE).unlink(), (checkpoint / STATE).mkdir()),
+    "no seal that can be read": lambda checkpoint: (checkpoint / SEAL).write_text("[1]"),
+    "sealed and not to be loaded": empty,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_continued(straight, tmp_path, damage):
+    files, shares = straight
+    before, last = interrupt(TINY, tmp_path, 8)
+    DAMAGES[damage](last)
+    notes = []
+    TINY.obtain(TEXTS, tmp_path / "model", tmp_path, lambda share, note: notes.append((share, note)))
+    assert content(tmp_path / "model") == files
+    assert notes[0][1].startswith(f"{SET_ASIDE}{last.name} (")
+    assert [share for share, _ in notes[1:]] == shares[steps_of(before) :]
+    assert (last.parent / f"damaged-{last.name}").is_dir()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_every_checkpoint_is_damaged_the_work_begins_anew(straight, tmp_path, damage):
+    for checkpoint in interrupt(TINY, tmp_path, 8):
+        DAMAGES[damage](checkpoint)
+    notes = []
+    TINY.obtain(TEXTS, tmp_path / "model", tmp_path, lambda share, note: notes.append((share, note)))
+    assert content(tmp_path / "model") == straight[0]
+    assert [share for share, note in notes if not note.startswith(SET_ASIDE)] == straight[1]
+
+
 class Exploit:
     def __init__(self, mark):
         self.mark = mark
@@ -278,13 +332,14 @@ class Exploit:
         return Path.touch, (self.mark,)
 
 
-def test_a_checkpoint_runs_no_code(tmp_path):
+def test_a_checkpoint_runs_no_code(straight, tmp_path):
     mark = tmp_path / "mark"
-    torch.save({"work": Exploit(mark)}, tmp_path / "pretrain.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        TINY.obtain(TEXTS, tmp_path / "model", tmp_path, silent)
+    for checkpoint in interrupt(TINY, tmp_path, 4):
+        torch.save({"model": Exploit(mark)}, checkpoint / STATE)
+        seal(checkpoint)
+    assert obtain(TINY, tmp_path / "model", tmp_path)[0] == straight[0]
     assert not mark.exists()
-    torch.load(tmp_path / "pretrain.pt", weights_only=False)
+    torch.load(next(tmp_path.rglob(f"damaged-*/{STATE}")), weights_only=False)
     assert mark.exists(), "the exploit is none: the test would prove nothing"
 
 
