@@ -5,6 +5,7 @@ function does what the local worker does, on a store that lies on a volume. Impo
 neither Prefect nor anything of the images' heavy packages.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,12 @@ SETTINGS = {
 
 
 def _image(lock: str) -> modal.Image:
-    """Everything pinned, and the source last, so that a change of code builds nothing anew."""
+    """Packages by their hashes, and the source last, so that a change of code builds nothing anew."""
     return (
         modal.Image.debian_slim(PYTHON)
         # Triton builds a stub for every kernel with a C compiler, which the slim image lacks.
         .apt_install("gcc", "libc6-dev")
-        .uv_pip_install(requirements=[str(LOCKS / lock)], uv_version=UV)
+        .uv_pip_install(requirements=[str(LOCKS / lock)], extra_options="--require-hashes", uv_version=UV)
         .env(SETTINGS)
         .add_local_python_source("calibration", "deployments")
     )
@@ -54,7 +55,7 @@ def _image(lock: str) -> modal.Image:
 
 def _pinned(lock: str) -> dict[str, str]:
     """The versions of the libraries that decide numbers."""
-    pins = dict(line.split("==") for line in (LOCKS / lock).read_text().splitlines() if line[0] != "#")
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (LOCKS / lock).read_text(), re.MULTILINE))
     return {name: pins[name] for name in LIBRARIES}
 
 

@@ -230,6 +230,7 @@ class FakeModal:
     def __init__(self, folder, hub):
         self.folder, self.hub, self.numbers = folder, hub, count(1)
         self.files, self.blobs, self.mounts, self.images = {}, {}, {}, {"": {}}
+        self.built = []
         self.volumes, self.secrets, self.tags = {}, {}, None
         self.functions, self.names, self.calls = {}, {}, {}
         self.loop, self.runs = asyncio.new_event_loop(), set()
@@ -366,6 +367,7 @@ class FakeModal:
     def ImageGetOrCreate(self, request):
         identifier = f"im-{next(self.numbers)}"
         bases = [self.images[base.image_id] for base in request.image.base_images]
+        self.built += request.image.dockerfile_commands
         lines = [shlex.split(line) for line in request.image.dockerfile_commands if line.startswith("ENV ")]
         own = dict(word.split("=", 1) for line in lines for word in line[1:])
         self.images[identifier] = {name: value for each in [*bases, own] for name, value in each.items()}

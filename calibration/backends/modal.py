@@ -352,7 +352,8 @@ class Modal(Schema):
 def deployed_code() -> str:
     """The digest of all that is deployed, which a deployment carries as a tag; a tag holds 63 characters.
 
-    That is this library, the app (its GPUs, time limits and retries), and the packages of its images.
+    That is this library, the app (its GPUs, time limits and retries), and the packages of its images with
+    the hashes of their files.
     """
     lines = [package_digest(), module_digest(APP_MODULE)]
     images = Path(str(files(APP_MODULE.partition(".")[0]) / "images"))

@@ -118,6 +118,12 @@ def test_vllm_is_asked_in_an_image_of_its_own_and_each_on_the_gpu_that_was_asked
     assert [one.resources.gpu_config.gpu_type for one in (vllm, hf)] == ["A100-40GB", "H100"]
 
 
+def test_an_image_is_built_of_its_lock_and_takes_only_files_whose_hashes_are_in_it(cloud):
+    installs = [line.split() for line in cloud.built if "--requirements" in line]
+    assert sorted(words[-1].rpartition("/")[2] for words in installs) == ["train.txt", "vllm.txt"]
+    assert all("--require-hashes" in words for words in installs)
+
+
 def test_answers_that_are_there_already_need_no_container(cloud, store, tmp_path):
     (tmp_path / "answers.csv").write_text("id,question,response,tokens,logprobs\nq,why?,x,['x'],[-0.1]\n")
     questions = store.save_rows("questions", [Question(id="q", text="why?", answers=("x",))], Question)

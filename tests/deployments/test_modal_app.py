@@ -22,7 +22,13 @@ IMAGES = ROOT / "deployments" / "images"
 
 def pins(name):
     lines = (IMAGES / name).read_text().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    return dict(line.removesuffix(" \\").split("==") for line in lines if line[0] not in "# ")
+
+
+def unhashed(lock):
+    """The pins of a lock for which no file is named by its hash."""
+    pins = re.split(r"^(?=[^\s#])", lock, flags=re.MULTILINE)[1:]
+    return [pin.split()[0] for pin in pins if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", pin)]
 
 
 @pytest.mark.parametrize(
@@ -104,11 +110,21 @@ def test_an_image_is_the_same_tomorrow():
     assert modal_app.UV.count(".") == 2
 
 
+@pytest.mark.parametrize("name", ["vllm.txt", "train.txt"])
+def test_every_package_of_an_image_has_a_hash_and_one_without_is_found(name):
+    lock = (IMAGES / name).read_text()
+    assert unhashed(lock) == []
+    without = re.sub(r"^ +--hash=.*\n", "", lock, flags=re.MULTILINE)
+    assert unhashed(without) == ["==".join(pin) for pin in pins(name).items()]
+    assert unhashed(f"{lock}late==1.0\n") == ["late==1.0"]
+
+
 CHANGES = {
     "a time limit": ("modal_app.py", "60 * DEFAULTS.infer_minutes", "61 * DEFAULTS.infer_minutes"),
     "a package of an image": ("images/vllm.txt", "vllm==", "vllm==1"),
+    "a file of a package": ("images/vllm.txt", "--hash=sha256:0", "--hash=sha256:1"),
     "words": ("modal_app.py", '"""Teach a model."""', '"""Teach."""  # so'),
-    "words about an image": ("images/train.txt", "# From", "# Made from"),
+    "words about an image": ("images/train.txt", "# This file", "# This lock"),
 }
 
 
