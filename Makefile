@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
 .PHONY: demo ui test test-slow test-chaos test-pocket test-vllm check format install benchmark \
-	benchmark-orchestration clean
+	benchmark-orchestration licences clean
 
 install: $(READY)
 
@@ -90,5 +90,19 @@ benchmark: $(BENCHMARK)/.ready
 benchmark-orchestration: $(READY)
 	$(BIN)/python -m benchmarks.orchestration
 
+# What a user gets: no tool of development, no pip, and not the project itself, whose folder would be named.
+RUNTIME := .venv-runtime
+RUNTIME_READY := $(RUNTIME)/.ready
+RUNTIME_PIP := $(BIN)/python -m pip --python $(RUNTIME)/bin/python install --quiet --constraint constraints.txt
+
+$(RUNTIME_READY): $(READY)
+	$(PYTHON) -m venv --clear --without-pip $(RUNTIME)
+	$(RUNTIME_PIP) torch==2.13.0
+	$(RUNTIME_PIP) --only-deps '.[modal,shared,dask]'
+	touch $(RUNTIME_READY)
+
+licences: $(RUNTIME_READY)
+	$(RUNTIME)/bin/python -m tools.licences > docs/licences.md
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(BENCHMARK) .calibration .prefect runs
+	rm -rf $(VENV) $(VLLM) $(BENCHMARK) $(RUNTIME) .calibration .prefect runs

@@ -20,7 +20,7 @@ from calibration.routing.rates import Figures
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TOP = "calibration|tasks|flows|deployments|tests|docs|benchmarks"
+TOP = "calibration|tasks|flows|deployments|tests|docs|benchmarks|tools"
 SHOWN = "python no-run"
 """The fence of Python that is only shown."""
 
