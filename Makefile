@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCHMARK := .venv-benchmark
 
 .PHONY: demo ui test test-slow test-chaos test-pocket test-vllm check format install benchmark \
-	benchmark-orchestration licences clean
+	benchmark-orchestration sbom licences audit-dependencies clean
 
 install: $(READY)
 
@@ -90,6 +90,16 @@ benchmark: $(BENCHMARK)/.ready
 benchmark-orchestration: $(READY)
 	$(BIN)/python -m benchmarks.orchestration
 
+# What looks at the dependencies: pip-audit and the maker of the SBOM.
+TOOLS := .venv-tools
+TOOLS_READY := $(TOOLS)/.ready
+
+$(TOOLS_READY): tools/requirements.txt
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --upgrade pip
+	$(TOOLS)/bin/python -m pip install --quiet --requirement tools/requirements.txt
+	touch $(TOOLS_READY)
+
 # What a user gets: no tool of development, no pip, and not the project itself, whose folder would be named.
 RUNTIME := .venv-runtime
 RUNTIME_READY := $(RUNTIME)/.ready
@@ -101,8 +111,25 @@ $(RUNTIME_READY): $(READY)
 	$(RUNTIME_PIP) --only-deps '.[modal,shared,dask]'
 	touch $(RUNTIME_READY)
 
+# Validated before it is written.
+sbom: $(TOOLS_READY) $(RUNTIME_READY)
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+		--output-file sbom.json $(RUNTIME)/bin/python
+
 licences: $(RUNTIME_READY)
 	$(RUNTIME)/bin/python -m tools.licences > docs/licences.md
 
+# Needs the network: a service says which releases have known vulnerabilities. Without --strict a package that
+# the service does not know, or a service that answers nothing, would count as one without any.
+AUDIT := $(TOOLS)/bin/pip-audit --strict --disable-pip --progress-spinner off
+
+audit-dependencies: $(TOOLS_READY)
+	status=0; \
+	$(AUDIT) --no-deps --requirement constraints.txt || status=1; \
+	for lock in deployments/images/*.txt; do \
+		$(AUDIT) --require-hashes --requirement $$lock || status=1; \
+	done; \
+	exit $$status
+
 clean:
-	rm -rf $(VENV) $(VLLM) $(BENCHMARK) $(RUNTIME) .calibration .prefect runs
+	rm -rf $(VENV) $(VLLM) $(BENCHMARK) $(TOOLS) $(RUNTIME) sbom.json .calibration .prefect runs
