@@ -210,11 +210,11 @@ def temporary_server() -> list[tuple[Any, str, str]]:
     """What to watch of the server that a command starts by itself, if it will."""
     if "PREFECT_API_URL" in os.environ:
         return []
-    from prefect.server.api.server import SubprocessASGIServer
+    from deployments import server
 
     return [
-        (SubprocessASGIServer, "start", "start of the temporary server"),
-        (SubprocessASGIServer, "stop", "end of the temporary server"),
+        (server, "_wait_for", "start of the temporary server"),
+        (server, "_stop", "end of the temporary server"),
     ]
 
 

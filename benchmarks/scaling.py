@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from prefect import flow
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from pydantic import TypeAdapter
 
 from calibration.artifacts import ROWS, Artifact, Store
@@ -38,6 +38,7 @@ from calibration.shards import Shards, cut, merge
 from calibration.worlds.facts import Document, World
 from deployments.plan import Speed
 from flows.pipeline import ask
+from tests.serving import harness
 
 START, QUESTION = 2.0, 0.02
 """Of the simulated containers, in seconds: as 100 s and 1 s are to each other."""
@@ -49,7 +50,7 @@ def main() -> None:
         peak(sys.argv[2])
         return
     parts = {"real": real, "simulated": simulated, "overhead": overhead, "memory": memory}
-    with prefect_test_harness(server_startup_timeout=120):
+    with tempfile.TemporaryDirectory() as folder, harness(Path(folder)):
         for name in sys.argv[1:] or parts:
             with fresh_store():
                 parts[name]()

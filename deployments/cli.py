@@ -28,7 +28,7 @@ from deployments.doctor import findings
 from deployments.judge import add_judge, add_judge_audit
 from deployments.keeping import add_gc, add_runs
 from deployments.plan import Assumptions, load_assumptions, plan, shown
-from deployments.ui import add_ui
+from deployments.ui import add_server, add_ui
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -210,11 +210,6 @@ def _set_environment(options: argparse.Namespace) -> None:
         os.environ["SLM_CALIBRATION_RUNS"] = str(Path(options.runs).absolute())
     store = Store.from_environment()
     os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(store.root / "cache")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    # A temporary server asks for the same password as a lasting one.
-    if secret := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", secret)
     # Prefect keeps the error of a failed flow, and outside of this project's folder as a pickle.
     os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] = "json"
     if not options.verbose:
@@ -277,6 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     add_gc(commands.add_parser("gc", help="remove from the store what no run refers to"))
 
     add_ui(commands.add_parser("ui", help="serve everything in the Prefect UI, on this machine"))
+    add_server(commands.add_parser("server", help="run the Prefect server alone, for work pools"))
 
     add_audit(commands.add_parser("audit", help="audit a table of confidences and marks, without any model"))
 

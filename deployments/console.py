@@ -1,18 +1,25 @@
 """What a person at a terminal sees of a run."""
 
 import asyncio
+import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import TerminationSignal
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 
 from calibration.results import StageRecord
+from deployments.server import CLIENT, Server, known_password, look_at, temporary
 from flows.pipeline import baseline, calibrate, compare
 from flows.remeasure import remeasure
 from flows.sweep import sweep
@@ -26,6 +33,7 @@ FLOWS: dict[str, Callable[..., Any]] = {
     "sweep": sweep,
 }
 
+LAST_WORDS_SECONDS = 10.0
 PREFIX = "Flow run encountered an exception: "
 """What Prefect says before it says what went wrong."""
 
@@ -65,6 +73,45 @@ class Console:
         self.live.update(table)
 
 
+@contextmanager
+def some_server() -> Iterator[None]:
+    """A Prefect server while the body runs: the one that is set, else one for this process alone.
+
+    Raises:
+        ConfigurationError: The one that is set cannot be used.
+    """
+    if url := PREFECT_API_URL.value():
+        password = PREFECT_API_AUTH_STRING.value() or known_password(url)
+        if not PREFECT_API_KEY.value():  # of Prefect Cloud
+            look_at(url, password)
+        with told(Server(url, password)):
+            yield
+        return
+    with temporary(Path(PREFECT_HOME.value())) as server, told(server):
+        try:
+            yield
+        finally:
+            # What was noted in the background is for this server, which is about to end.
+            APILogWorker.drain_all(timeout=LAST_WORDS_SECONDS)
+            EventsWorker.drain_all(timeout=LAST_WORDS_SECONDS)
+
+
+@contextmanager
+def told(server: Server) -> Iterator[None]:
+    """Have all of Prefect in this process speak to a server."""
+    before = os.environ.copy()
+    os.environ["PREFECT_API_URL"] = server.url
+    if server.password:
+        os.environ[CLIENT] = server.password
+    refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        refresh_global_settings_context()
+
+
 def run_flow(flow: str, parameters: dict[str, Any]) -> str:
     """Run a flow in this process; its folder says how it ended, unless that could not be written.
 
@@ -76,7 +123,7 @@ def run_flow(flow: str, parameters: dict[str, Any]) -> str:
     # was stopped.
     stops = (KeyboardInterrupt, TerminationSignal, asyncio.CancelledError)
     try:
-        with suppress(*stops), listening(console), console.live:
+        with suppress(*stops), some_server(), listening(console), console.live:
             ended = asyncio.run(FLOWS[flow](**parameters, return_state=True))
             return "" if ended.is_completed() else str(ended.message).removeprefix(PREFIX)
     except httpx.TransportError as error:

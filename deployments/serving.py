@@ -15,25 +15,25 @@ from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
 from deployments.entries import ENTRIES, Entry
+from deployments.server import Server
 
 STOP_SECONDS = 30.0
 
 
-def serve_all(address: str) -> None:
+def serve_all(server: Server) -> None:
     """Say where to click, and serve until Ctrl-C or a polite kill."""
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_serve(address))
+        asyncio.run(_serve(server))
 
 
-async def _serve(address: str) -> None:
+async def _serve(server: Server) -> None:
     runner = PoliteRunner(name="slm-calibration")
     forms = [
         await runner.aadd_deployment(await deployed(entry, await schedules_of(entry))) for entry in ENTRIES
     ]
-    print(f"Prefect UI: {address}")
-    print(
-        f"To run the experiment pocket, open {address}/v2/deployments/deployment/{forms[0]}/run and Submit."
-    )
+    print(f"Prefect UI: {server.link()}")
+    form = server.link(f"/v2/deployments/deployment/{forms[0]}/run")
+    print(f"To run the experiment pocket, open {form} and Submit.")
     print("Ctrl-C ends it. Whatever is finished by then is kept, and the next run goes on from there.")
     runner.served_by = asyncio.current_task()
     serving = asyncio.create_task(runner.start())

@@ -1,4 +1,4 @@
-"""`slm-calibration ui` in a process of its own, and what a person or a program does with its server."""
+"""Our Prefect servers, each in a process of its own, and what a person or a program does with them."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -52,18 +53,28 @@ def _unless_busy(answer):
     return None if isinstance(answer, tuple) and answer[0] == 503 else answer
 
 
+@contextmanager
+def harness(folder):
+    """A temporary server for all that Prefect does in this process."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    from deployments.console import told
+    from deployments.server import temporary
+
+    with temporary(folder) as server, told(server):
+        yield
+        APILogWorker.drain_all(timeout=10.0)
+        EventsWorker.drain_all(timeout=10.0)
+
+
 class Server:
     """A Prefect server in a folder of its own, from its command to its end."""
 
-    def __init__(self, folder, **more):
-        self.folder, self.port = folder, free_port()
-        self.environment = environment(folder, PREFECT_SERVER_API_PORT=str(self.port), **more)
+    def __init__(self, folder, *words, **more):
+        self.folder, self.port, self.words = folder, free_port(), words
+        self.environment = environment(folder, **more)
         self.address = f"http://127.0.0.1:{self.port}"
-        self.there = self.environment | {"PREFECT_API_URL": f"{self.address}/api"}
-        self.key = {}
-        if secret := more.get("PREFECT_SERVER_API_AUTH_STRING"):
-            self.key = {"Authorization": f"Basic {b64encode(secret.encode()).decode()}"}
-            self.there["PREFECT_API_AUTH_STRING"] = secret
         self.said = folder / "said"
         with self.said.open("wb") as out:
             self.process = subprocess.Popen(
@@ -80,11 +91,37 @@ class Server:
             self.stop()
             raise
 
+    @property
+    def password(self):
+        if given := self.environment.get("PREFECT_SERVER_API_AUTH_STRING"):
+            return given
+        kept = self.folder / ".prefect" / "password"
+        return kept.read_text() if kept.exists() else ""
+
+    @property
+    def link(self):
+        """What a person follows to sign in."""
+        return f"{self.address}/sign-in#{b64encode(self.password.encode()).decode()}"
+
+    def at(self, place):
+        """The address of a page, which signs a person in."""
+        return f"{self.link}&{place}"
+
+    @property
+    def key(self):
+        return {"Authorization": f"Basic {b64encode(self.password.encode()).decode()}"}
+
+    @property
+    def there(self):
+        """What a program has that speaks to it."""
+        url = {"PREFECT_API_URL": f"{self.address}/api"}
+        return self.environment | url | {"PREFECT_API_AUTH_STRING": self.password}
+
     def command(self):
-        return [sys.executable, "-m", "prefect", "server", "start"]
+        return [COMMAND, "server", "--port", str(self.port), *self.words]
 
     def is_ready(self):
-        return self.answers() and self.call("/health") is True
+        return "For workers" in self.said.read_text()
 
     def until(self, is_so, seconds):
         """Wait for what a person would wait for."""
@@ -95,16 +132,17 @@ class Server:
             time.sleep(0.2)
         return found
 
-    def call(self, path, body=None, *, has_key=True):
+    def call(self, path, body=None, *, method=None, has_key=True, **headers):
         """What the API answers; an error is its code and its text."""
         request = urllib.request.Request(  # noqa: S310
             f"{self.address}/api{path}",
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"} | (self.key if has_key else {}),
+            headers={"Content-Type": "application/json"} | (self.key if has_key else {}) | headers,
+            method=method,
         )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-                return json.load(answer)
+                return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
@@ -170,7 +208,7 @@ class Served(Server):
     """A server with every deployment, by the command of ours."""
 
     def command(self):
-        return [COMMAND, "ui", "--port", str(self.port)]
+        return [COMMAND, "ui", "--port", str(self.port), *self.words]
 
     def is_ready(self):
         return "Ctrl-C" in self.said.read_text()

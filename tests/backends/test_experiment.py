@@ -4,14 +4,12 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
 from tests.commands import SMALL
+from tests.serving import Server
 
 COMMAND = Path(sys.executable).with_name("slm-calibration")
 
@@ -184,49 +183,27 @@ def test_a_run_that_is_stopped_stops_its_container_within_seconds(by, moment, cl
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch, until):
-    """Address of a Prefect server with nothing on it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    port = address.rpartition(":")[2]
-    said = (tmp_path / "server").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
-        env={
-            **os.environ,
-            "PREFECT_HOME": str(tmp_path / "server-home"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "0",
-        },
-        stdout=said,
-        stderr=said,
-        start_new_session=True,
-    )
-
-    def is_there():
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{address}/api/health").is_success
-
-    until(is_there, seconds=180)
-    yield f"{address}/api"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    said.close()
+def server(tmp_path):
+    """A Prefect server with nothing on it."""
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    yield server
+    server.stop()
 
 
 @pytest.mark.slow
 def test_a_run_that_is_cancelled_in_the_ui_stops_its_container_within_seconds(
     cloud, start, server, tmp_path, until
 ):
-    process = start("run", "small.toml", "--backend", "modal", PREFECT_API_URL=server)
+    told = {name: server.there[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+    process = start("run", "small.toml", "--backend", "modal", **told)
     [call] = until(lambda: of_kind(cloud, "obtain"), seconds=300)
     until(lambda: call.containers and call.containers[0].begun)
-    [flow_run] = httpx.post(f"{server}/flow_runs/filter", json={}).json()
+    [flow_run] = server.call("/flow_runs/filter", {})
     began = time.monotonic()
     # What the button does.
-    httpx.post(
-        f"{server}/flow_runs/{flow_run['id']}/set_state", json={"state": {"type": "CANCELLING"}}
-    ).raise_for_status()
+    answer = server.call(f"/flow_runs/{flow_run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    assert answer["status"] == "ACCEPT"
     until(lambda: call.over.is_set() and call.containers[0].process.returncode is not None)
     assert time.monotonic() - began < 10
     assert "TERMINATED" in str(call.output)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def open_form(page, served, deployment="calibrate"):
-    page.goto(f"{served.address}/v2/deployments/deployment/{served.deployments[deployment]}/run")
+    page.goto(served.at(f"/v2/deployments/deployment/{served.deployments[deployment]}/run"))
     page.get_by_text("Changes (Optional)").wait_for()
 
 
@@ -94,7 +94,7 @@ def test_a_failed_run_goes_on_where_it_failed_when_a_person_retries_it(page, ser
     figures.unlink()
     if aside.exists():
         aside.rename(figures)
-    page.goto(f"{served.address}/v2/runs/flow-run/{flow_run}")
+    page.goto(served.at(f"/v2/runs/flow-run/{flow_run}"))
     page.get_by_text("Failed", exact=True).first.wait_for()
     page.get_by_role("button", name="Open menu").click()
     page.get_by_role("menuitem", name="Retry").click()

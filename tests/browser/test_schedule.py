@@ -25,7 +25,7 @@ def switch(page, served, *, turn_on=False):
     """How the switch at the schedule is found; it is turned on, if it is to be, and all is ended."""
     try:
         identifier = served.deployments["remeasure"]
-        page.goto(f"{served.address}/v2/deployments/deployment/{identifier}")
+        page.goto(served.at(f"/v2/deployments/deployment/{identifier}"))
         page.get_by_text("At 03:00 AM, only on Monday").wait_for()
         toggle = page.get_by_role("switch").last
         found = toggle.get_attribute("aria-checked")

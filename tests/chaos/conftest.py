@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.commands import SMALL
@@ -32,6 +33,7 @@ SHIPPED = Path(__file__).parents[2] / "deployments" / "experiments"
 EXPERIMENT = (SHIPPED / f"{CHOSEN}.toml").read_text() if CHOSEN else JUDGED
 PATIENCE = 3600 if CHOSEN else 600
 """Seconds within which a run must end."""
+OPENS = "chaos:planted"
 OF_THE_RUN = {"run", "started", "seconds", "stages", "backend"}
 """What a report says of its run, and not of the models."""
 
@@ -48,17 +50,11 @@ class Server:
 
     def start(self):
         self.home.mkdir(parents=True, exist_ok=True)
-        environment = {
-            **os.environ,
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_API_URL": self.url,
-        }
         with (self.home / "said").open("ab") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)],
+                [COMMAND, "server", "--port", str(self.port)],
                 cwd=self.home,
-                env=environment,
+                env={**os.environ, "PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": OPENS},
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
@@ -71,7 +67,15 @@ class Server:
         return False
 
     def kill(self):
+        """`kill -9` of the command and of the server that it has started."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            process.kill()
         kill(self.process)
+
+    @property
+    def there(self):
+        """What a run has in its environment that speaks to it."""
+        return {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": OPENS}
 
 
 def wait_until(is_so, seconds):
@@ -247,7 +251,8 @@ def court():
 @pytest.fixture
 def place(tmp_path, court, prefect, monkeypatch):
     """An empty place; what it runs talks to the server that is there."""
-    monkeypatch.setenv("PREFECT_API_URL", prefect.url)
+    for name, value in prefect.there.items():
+        monkeypatch.setenv(name, value)
     here = Place(tmp_path, court)
     here.experiment.write_text(EXPERIMENT)
     yield here
@@ -261,7 +266,7 @@ def calm(tmp_path_factory, prefect):
         here = Place(tmp_path_factory.mktemp("calm"), court)
         here.experiment.write_text(EXPERIMENT)
         began = time.monotonic()
-        here.run(PREFECT_API_URL=prefect.url).done()
+        here.run(**prefect.there).done()
         here.seconds = time.monotonic() - began
         here.check_nothing_was_repeated()
         yield here

@@ -12,7 +12,8 @@ def mortal(tmp_path, monkeypatch):
     """A server of one test's own."""
     server = Server(tmp_path / "mortal")
     server.start()
-    monkeypatch.setenv("PREFECT_API_URL", server.url)
+    for name, value in server.there.items():
+        monkeypatch.setenv(name, value)
     yield server
     server.kill()
 

@@ -1,18 +1,17 @@
 """The weekly re-measurement on a real Prefect server: paused, due, twice at once, and missed."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+
+from tests.serving import Server
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -50,17 +49,11 @@ asyncio.run(main())
 class Api:
     """A server of its own, asked over its REST API."""
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, server):
+        self.server = server
 
     def __call__(self, path, body=None, method="POST"):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # noqa: S310 - our own server
-            self.url + path, data=data, method=method, headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310
-            text = reply.read()
-        return json.loads(text) if text else None
+        return self.server.call(path, body, method=method)
 
     def deployment(self, name):
         return self(f"/deployments/name/remeasure/{name}", method="GET")
@@ -88,21 +81,18 @@ def until(what, seconds=180):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in {
-        "PREFECT_HOME": tmp_path / "prefect",
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    services = {
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "2",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-        "PYTHONPATH": ROOT,
-    }.items():
-        monkeypatch.setenv(name, str(value))
+    }
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server", **services)
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME"):
+        monkeypatch.setenv(name, server.there[name])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     started = []
 
     def start(*command):
@@ -113,19 +103,12 @@ def server(tmp_path, monkeypatch):
         started.append(process)
         return process
 
-    start("-m", "prefect", "server", "start", "--port", str(port))
-    api = Api(f"http://127.0.0.1:{port}/api")
-
-    def is_up():
-        with suppress(OSError):
-            return api("/health", method="GET")
-
-    until(is_up)
-    yield api, start
+    yield Api(server), start
     for process in reversed(started):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    server.stop()
 
 
 def moment(text):

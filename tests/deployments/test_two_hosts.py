@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.deployments.conftest import recorded_answers
+from tests.serving import Server
 
 ROOT = Path(__file__).parent.parent.parent
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -99,28 +98,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(s3, folder):
     """A Prefect server, and what all hosts are told."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SLM_"))}
-    told = kept | {
+    (folder / "server").mkdir()
+    server = Server(folder / "server")
+    kept = {name: value for name, value in server.there.items() if name != "PREFECT_HOME"}
+    yield kept | {
         "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "SLM_CALIBRATION_SHARED": f"s3://bucket/{folder.name}",
     }
-    serving = told | {"PREFECT_HOME": str(folder / "server"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    server = start([*PREFECT, "server", "start", "--port", str(port)], folder / "server.log", serving)
-
-    def healthy():
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"http://127.0.0.1:{port}/api/health", trust_env=False).is_success
-
-    until(healthy)
-    yield told
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    server.stop()
 
 
 @pytest.fixture(scope="module")

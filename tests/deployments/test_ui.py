@@ -4,9 +4,12 @@ import http.server
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,8 +37,8 @@ def served(tmp_path_factory):
 @pytest.mark.slow
 def test_three_lines_say_where_to_click(served):
     said = served.said.read_text().splitlines()[-3:]
-    assert said[0] == f"Prefect UI: {served.address}"
-    assert f"{served.address}/v2/deployments/deployment/{served.deployments['calibrate']}/run" in said[1]
+    assert said[0] == f"Prefect UI: {served.link}"
+    assert f"{served.link}&/v2/deployments/deployment/{served.deployments['calibrate']}/run" in said[1]
     assert "pocket" in said[1]
     assert said[2].startswith("Ctrl-C ends it")
 
@@ -102,7 +105,7 @@ def test_a_second_command_uses_the_server_that_is_there(served):
         said = [other.stdout.readline() for _ in range(3)]
         other.send_signal(signal.SIGINT)
         assert other.wait(timeout=60) == 0
-    assert said[0] == f"Prefect UI: {served.address}\n", said
+    assert said[0] == f"Prefect UI: {served.link}\n", said
     assert served.answers()
 
 
@@ -181,7 +184,7 @@ def test_a_port_that_something_else_has_is_one_sentence(tmp_path):
         threading.Thread(target=taken.serve_forever, daemon=True).start()
         line = refused(tmp_path, taken.server_port)
         taken.shutdown()
-    assert f"127.0.0.1:{taken.server_port} must be free or a Prefect server's" in line
+    assert f"127.0.0.1:{taken.server_port} must be free, or have the server of" in line
     assert "--port" in line
 
 
@@ -191,30 +194,96 @@ def test_a_server_elsewhere_that_does_not_answer_is_not_started_here(tmp_path):
 
 
 @pytest.mark.slow
-def test_with_an_auth_string_strangers_are_refused_and_runs_go_on(tmp_path):
-    write_experiment(tmp_path)
-    served = Served(tmp_path, PREFECT_SERVER_API_AUTH_STRING="somebody:secret")
-    try:
-        assert served.call("/flow_runs/filter", {}, has_key=False)[0] == 401
-        wrong = refused(tmp_path, served.port, PREFECT_API_AUTH_STRING="somebody:else")
-        assert "PREFECT_API_AUTH_STRING must be what the server" in wrong
-        state, _ = served.ended(served.started("calibrate", file="recorded.toml"))
-        assert state["name"] == "Completed", state["message"]
-        done = served.run("run", "recorded.toml")
-        assert done.returncode == 0, done.stderr
-    finally:
-        served.stop()
-
-
-@pytest.mark.slow
-def test_with_an_auth_string_a_run_without_a_server_goes_on(tmp_path):
-    write_experiment(tmp_path)
+def test_who_does_not_know_the_password_is_refused_and_who_works_in_the_folder_knows_it(served):
+    kept = served.folder / ".prefect" / "password"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    for path in ("/flow_runs/filter", "/deployments/filter", "/artifacts/filter"):
+        assert served.call(path, {}, has_key=False)[0] == 401
+    wrong = refused(served.folder, None, **served.there | {"PREFECT_API_AUTH_STRING": "somebody:else"})
+    assert "PREFECT_API_AUTH_STRING must be what the server" in wrong
+    without = served.environment | {"PREFECT_API_URL": f"{served.address}/api"}
     done = subprocess.run(
         [COMMAND, "run", "recorded.toml"],
-        cwd=tmp_path,
-        env=environment(tmp_path, PREFECT_SERVER_API_AUTH_STRING="somebody:secret"),
+        cwd=served.folder,
+        env=without,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert served.call("/flow_runs/filter", {"flow_runs": {"name": {"like_": "calibrate recorded"}}})
+
+
+@pytest.mark.slow
+def test_a_page_of_another_origin_and_a_foreign_name_are_refused_also_without_a_password(tmp_path):
+    write_experiment(tmp_path)
+    served = Served(tmp_path, "--no-password")
+    try:
+        assert "can start runs, and so run any command as you" in served.said.read_text()
+        assert isinstance(served.call("/deployments/filter", {}, has_key=False), list)
+        for odd in ({"Origin": "http://evil.example"}, {"Host": f"evil.example:{served.port}"}):
+            assert served.call("/deployments/filter", {}, has_key=False, **odd)[0] in (403, 421)
+        assert not (tmp_path / ".prefect" / "password").exists()
+    finally:
+        served.stop()
+
+
+@pytest.mark.slow
+def test_a_password_of_ones_own_is_the_one(tmp_path):
+    write_experiment(tmp_path)
+    served = Served(tmp_path, PREFECT_SERVER_API_AUTH_STRING="somebody:secret")
+    try:
+        assert served.call("/flow_runs/filter", {}, has_key=False)[0] == 401
+        state, _ = served.ended(served.started("calibrate", file="recorded.toml"))
+        assert state["name"] == "Completed", state["message"]
+    finally:
+        served.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["at once", "when its server starts", "before its address", "after it"])
+@pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGKILL])
+def test_whenever_it_is_killed_it_leaves_nothing_behind(tmp_path, moment, blow):
+    port, said = free_port(), tmp_path / "said"
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            [COMMAND, "ui", "--port", str(port)],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    signs = {
+        "at once": lambda: True,
+        "when its server starts": lambda: "Starting a Prefect server" in said.read_text(),
+        "before its address": lambda: answers(port),
+        "after it": lambda: "Ctrl-C" in said.read_text(),
+    }
+    wait_until(signs[moment], 240)
+    process.send_signal(blow)
+    process.wait(timeout=60)
+    wait_until(lambda: not answers(port) and not of_folder(tmp_path), 60)
+    assert "Traceback" not in said.read_text()
+
+
+def wait_until(is_so, seconds):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def of_folder(folder):
+    """The processes that work in a folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (place / "cwd").resolve() == folder.resolve():
+                found.append(int(place.name))
+    return found

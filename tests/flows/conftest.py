@@ -1,9 +1,10 @@
 import pytest
-from prefect.testing.utilities import prefect_test_harness
+
+from tests.serving import harness
 
 
 @pytest.fixture(scope="session", autouse=True)
-def server():
+def server(tmp_path_factory):
     """One temporary Prefect server for all tests of flows."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with harness(tmp_path_factory.mktemp("prefect")):
         yield
