@@ -76,7 +76,7 @@ def real() -> None:
             elicitation="plain",
             model=model,
         )
-        return timed(lambda: infer(job, Shards(size=size, at_once=at_once), Local(threads=1)))
+        return timed(lambda: infer(job, Shards(size=size, at_once=at_once), Local()))
 
     few, many = 200, len(every)
     short, long = (min(seconds(count, many, 1, 40 + again) for again in range(2)) for count in (few, many))
@@ -200,7 +200,7 @@ def infer(job: Infer, shards: Shards, on: Any) -> Artifact:  # noqa: ANN401 - a 
 
 def run_job(job: Obtain) -> Artifact:
     """A job on this machine."""
-    return asyncio.run(Local(threads=1).run(job, "model", Store.from_environment(), lambda _, __: None))
+    return asyncio.run(Local().run(job, "model", Store.from_environment(), lambda _, __: None))
 
 
 def asked(ids: list[str]) -> pa.Table:

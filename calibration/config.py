@@ -15,6 +15,7 @@ from calibration.drift import Allowance
 from calibration.engines import EngineConfig
 from calibration.engines.hf import Hf
 from calibration.errors import ConfigurationError, DataError
+from calibration.jobs.work import Threads
 from calibration.judges import JudgeConfig
 from calibration.methods import MethodConfig
 from calibration.metrics.noise import JudgeAudit
@@ -62,6 +63,10 @@ class Experiment(Schema):
     """What its runs and reports are called."""
     seed: int = Field(default=0, ge=0)
     """Seeds training and the intervals' resampling."""
+    threads: Threads = 1
+    """CPU threads of each job. Sums in floating point depend on it in their last digits, so it belongs to the
+    experiment: the numbers are then the same wherever the jobs run. More of them help models that are not
+    small; several jobs run side by side as it is."""
     data: SourceConfig
     """Where the questions come from."""
     splits: Splits = Splits()

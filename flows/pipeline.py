@@ -119,7 +119,13 @@ async def measure(
     weights = await weights_of(name, model, experiment, on)
     answers = [
         answer(
-            Infer(questions=questions, engine=model.engine, elicitation=way, model=weights),
+            Infer(
+                questions=questions,
+                engine=model.engine,
+                elicitation=way,
+                model=weights,
+                threads=experiment.threads,
+            ),
             name,
             experiment,
             on,
@@ -134,7 +140,8 @@ async def weights_of(name: str, model: Model, experiment: Experiment, on: Backen
     if model.weights is None:
         return None
     corpus = await write_corpus(experiment.data) if isinstance(experiment.data, World) else None
-    return await obtain(Obtain(weights=model.weights, corpus=corpus), name, on)
+    job = Obtain(weights=model.weights, corpus=corpus, threads=experiment.threads)
+    return await obtain(job, name, on)
 
 
 async def answer(job: Infer, name: str, experiment: Experiment, on: BackendConfig) -> Answered:
@@ -206,9 +213,14 @@ async def teach(
     model = experiment.models[experiment.target_name]
     data = await make_data(baseline.questions, target, method, name)
     await show_data(data, name)
-    adapter = await train(
-        Train(method=method, model=target.weights, data=data, seed=experiment.seed), name, on
+    teaching = Train(
+        method=method,
+        model=target.weights,
+        data=data,
+        seed=experiment.seed,
+        threads=experiment.threads,
     )
+    adapter = await train(teaching, name, on)
     await show_training(adapter, name)
     way: Elicitation = method.elicitation
     job = Infer(
@@ -217,6 +229,7 @@ async def teach(
         elicitation=way,
         model=target.weights,
         adapter=adapter,
+        threads=experiment.threads,
     )
     return TrainedSystem(
         name=name,

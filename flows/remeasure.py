@@ -74,6 +74,7 @@ async def measure_again(before: Stored, experiment: Experiment, run: str, on: Ba
         model=weights,
         adapter=system.adapter,
         asking=run,
+        threads=experiment.threads,
     )
     name = system.model if system.system == "base" else system.system
     return system.model_copy(

@@ -166,7 +166,6 @@ class Container:
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "PYTHONPATH": str(self.folder / "root"),
-            "OMP_NUM_THREADS": "1",
             "HF_ENDPOINT": cloud.hub,
             "MODAL_SERVER_URL": f"unix://{self.folder / 'socket'}",
             "MODAL_IS_REMOTE": "1",

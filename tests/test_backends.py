@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from calibration.artifacts import Store
 from calibration.backends.local import Local
@@ -18,9 +19,11 @@ from calibration.engines.hf import Hf
 from calibration.errors import ConfigurationError, JobError
 from calibration.jobs.infer import Infer
 from calibration.jobs.obtain import Obtain
-from calibration.jobs.work import Work
+from calibration.jobs.work import Work, work_key
 from calibration.models.hub import Hub
+from calibration.models.pocket import Pocket
 from calibration.records import Generation, Question
+from calibration.worlds.facts import Document, World
 
 
 @pytest.fixture
@@ -129,6 +132,34 @@ def test_a_note_of_finished_work_takes_the_place_of_its_checkpoints(store):
     finish(store, "key", artifact)
     assert [path.name for path in scratch.iterdir()] == ["done.json"]
     assert finished(store, "key") == artifact
+
+
+ENVIRONMENTS = [
+    {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+    {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE"},
+    {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_DYNAMIC": "true"},
+]
+
+
+def test_what_the_environment_says_of_threads_and_instructions_changes_no_number(store, monkeypatch):
+    world = World(entities_per_topic=24, pool_size=6, statement_share=0.1, stated_share=0.4)
+    corpus = store.save_rows("corpus", world.documents()[:40], Document)
+    job = Obtain(weights=Pocket(layers=2), corpus=corpus)
+    models = set()
+    for number, variables in enumerate(ENVIRONMENTS):
+        with monkeypatch.context() as there:
+            for name, value in variables.items():
+                there.setenv(name, value)
+            models.add(run(job, store, f"key-{number}"))
+    assert len(models) == 1
+
+
+def test_the_number_of_threads_is_part_of_what_work_is_kept_under():
+    job = Obtain(weights=Pocket())
+    assert work_key({"job": job}) != work_key({"job": job.model_copy(update={"threads": 2})})
+    assert Local.model_validate({"kind": "local", "threads": None, "at_once": 1}) == Local(at_once=1)
+    with pytest.raises(ValidationError, match=r"threads is a setting of the experiment.*--set threads=2"):
+        Local(threads=2)
 
 
 def test_a_worker_ends_when_its_parent_is_killed(store, random_model, tmp_path):

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter, model_validator
 
 from calibration import errors
 from calibration.artifacts import Artifact, Store
+from calibration.backends.arithmetic import refuse_threads
 from calibration.backends.container import LIBRARIES
 from calibration.backends.local import Local
 from calibration.backends.worker import begin_anew, forget
@@ -42,10 +43,13 @@ class Dask(Schema):
     kind: Literal["dask"] = "dask"
     scheduler: str = Field(default="tcp://127.0.0.1:8786", pattern=r"^(tcp|tls)://")
     """Address of its scheduler."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each job; unset, half of the cores of the machine."""
     patience_seconds: float = Field(default=30.0, gt=0)
     """How long the scheduler may take to answer, and a cancelled job to end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threads_decide_numbers(cls, settings: object) -> object:
+        return refuse_threads(settings)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -88,7 +92,7 @@ class Dask(Schema):
         """Join or begin the work, wait for it, and bring home what it made."""
         if isinstance(job, Infer) and job.model is None:
             # Answers that are there already need no cluster.
-            return await Local(threads=self.threads).run(job, key, store, progress)
+            return await Local().run(job, key, store, progress)
         shared = Shared.from_environment()
         if shared is None:
             raise ConfigurationError(f"backend dask must have a shared store; {VARIABLE} is not set")
@@ -105,7 +109,7 @@ class Dask(Schema):
         from distributed import fire_and_forget, wait
 
         client.subscribe_topic(key, lambda event: progress(*event[1]))
-        future = client.submit(do, job.model_dump(mode="json"), key, self.threads, key=key)
+        future = client.submit(do, job.model_dump(mode="json"), key, key=key)
         fire_and_forget(future)
         try:
             with client.as_current():
@@ -182,25 +186,24 @@ def has_work(key: str, dask_worker: "Worker") -> bool:
     return key in dask_worker.state.tasks
 
 
-def do(job: dict[str, JsonValue], key: str, threads: int | None) -> dict[str, JsonValue]:
+def do(job: dict[str, JsonValue], key: str) -> dict[str, JsonValue]:
     """Do a job on the machine where this runs, in a process of its own.
 
     Args:
         job: The job as JSON.
         key: Names the work.
-        threads: CPU threads of it.
 
     Returns:
         `artifact`, or `error` and `message` of a job that ended without one.
     """
     try:
-        artifact = asyncio.run(_done(TypeAdapter(Job).validate_python(job), key, threads))
+        artifact = asyncio.run(_done(TypeAdapter(Job).validate_python(job), key))
     except CalibrationError as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {"artifact": artifact.model_dump()}
 
 
-async def _done(job: Job, key: str, threads: int | None) -> Artifact:
+async def _done(job: Job, key: str) -> Artifact:
     from distributed import Reschedule, get_worker
 
     store, shared, worker = Store.from_environment(), Shared.from_environment(), get_worker()
@@ -212,9 +215,7 @@ async def _done(job: Job, key: str, threads: int | None) -> Artifact:
     forget(store, key)
     for artifact in [value for _, value in job if isinstance(value, Artifact)]:
         shared.get(artifact, store)
-    work = asyncio.create_task(
-        Local(threads=threads).run(job, key, store, lambda *told: worker.log_event(key, told))
-    )
+    work = asyncio.create_task(Local().run(job, key, store, lambda *told: worker.log_event(key, told)))
     while not (await asyncio.wait([work], timeout=STOP_SECONDS))[0]:
         # Dask forgets work that was taken back, but cannot stop it where it runs.
         if worker.state.tasks[key].state == "cancelled":

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from calibration import errors
 from calibration.artifacts import Artifact, Store
+from calibration.backends.arithmetic import refuse_threads
 from calibration.backends.worker import begin_anew
 from calibration.errors import JobError
 from calibration.jobs.work import Progress
@@ -25,15 +26,20 @@ from calibration.schema import Schema
 _places: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]] = WeakKeyDictionary()
 
 
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+
+
 class Local(Schema):
     """Processes on this machine."""
 
     kind: Literal["local"] = "local"
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each job. Unset: half of the cores, so that two trainings fit side by side. Sums in
-    floating point depend on it in their last digits."""
     at_once: int = Field(default=2, ge=1)
     """Jobs that run side by side; the others wait. Each holds its model in memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threads_decide_numbers(cls, settings: object) -> object:
+        return refuse_threads(settings)
 
     async def check(self, store: Store) -> None:
         """This machine is there."""
@@ -55,7 +61,7 @@ class Local(Schema):
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=messages,
-                env={**os.environ, **self._environment()},
+                env={**os.environ, **QUIET},
             )
             try:
                 return await self._converse(process, job, str(log), progress)
@@ -88,11 +94,3 @@ class Local(Schema):
         """A place among the jobs of this process that run side by side."""
         places = _places.setdefault(asyncio.get_running_loop(), {})
         return places.setdefault(self.at_once, asyncio.Semaphore(self.at_once))
-
-    def _environment(self) -> dict[str, str]:
-        return {
-            "OMP_NUM_THREADS": str(self.threads or max(1, (os.cpu_count() or 1) // 2)),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TQDM_DISABLE": "1",
-        }

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from calibration.artifacts import Artifact, Store, explaining_full_disk
+from calibration.backends.arithmetic import fix_arithmetic
 from calibration.errors import CalibrationError
 from calibration.jobs import Job
 from calibration.jobs.work import Progress, Work
@@ -38,6 +39,7 @@ def main() -> None:
 
 def perform(job: Job, key: str, store: Store, progress: Progress) -> Artifact:
     """Do the work, or what is left of it: what every backend runs, wherever that is."""
+    fix_arithmetic(job.threads)
     artifact = finished(store, key) or job.run(Work(store, store.scratch(key), progress))
     finish(store, key, artifact)
     return artifact

@@ -4,13 +4,12 @@ from typing import Literal
 
 from calibration.artifacts import Artifact
 from calibration.engines import EngineConfig
-from calibration.jobs.work import Work
+from calibration.jobs.work import Computation, Work
 from calibration.models.hub import locate
 from calibration.records import Elicitation, Generation, Question
-from calibration.schema import Schema
 
 
-class Infer(Schema):
+class Infer(Computation):
     """Answers of one model, asked in one way."""
 
     kind: Literal["infer"] = "infer"

@@ -3,13 +3,12 @@
 from typing import Literal
 
 from calibration.artifacts import Artifact
-from calibration.jobs.work import Work
+from calibration.jobs.work import Computation, Work
 from calibration.models import WeightsConfig
-from calibration.schema import Schema
 from calibration.worlds.facts import Document
 
 
-class Obtain(Schema):
+class Obtain(Computation):
     """Fill a model folder."""
 
     kind: Literal["obtain"] = "obtain"

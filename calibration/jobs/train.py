@@ -4,15 +4,14 @@ import json
 from typing import ClassVar, Literal
 
 from calibration.artifacts import ROWS, Artifact
-from calibration.jobs.work import Work
+from calibration.jobs.work import Computation, Work
 from calibration.methods import MethodConfig
 from calibration.models.hub import locate
-from calibration.schema import Schema
 
 FIGURES = "training.json"
 
 
-class Train(Schema):
+class Train(Computation):
     """One method's training of one model."""
 
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "trl", "accelerate")

@@ -5,6 +5,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from calibration.artifacts import Store
 from calibration.fingerprint import code_digest, library_versions
@@ -12,6 +15,14 @@ from calibration.schema import Schema
 
 Progress = Callable[[float, str], None]
 """Takes the share done, in [0, 1], and a short note."""
+Threads = Annotated[int, Field(ge=1, le=256)]
+
+
+class Computation(Schema):
+    """Work whose numbers depend on how it is computed, and not on where."""
+
+    threads: Threads = 1
+    """CPU threads. Sums in floating point depend on it in their last digits."""
 
 
 @dataclass(frozen=True)

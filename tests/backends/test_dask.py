@@ -50,7 +50,7 @@ def test_when_a_cancelled_run_is_over_so_is_its_job_and_the_next_begins_it_once(
             dashboard_address=None,
             asynchronous=True,
         ) as cluster:
-            on = Dask(scheduler=cluster.scheduler_address, threads=1)
+            on = Dask(scheduler=cluster.scheduler_address)
 
             def begin():
                 return asyncio.create_task(on.run(waiting, key, store, lambda *_: None))

@@ -52,7 +52,7 @@ def training(store, epochs):
 def undisturbed(tmp_path_factory):
     """What the local backend makes of a training."""
     store = Store(tmp_path_factory.mktemp("undisturbed"))
-    return asyncio.run(Local(threads=1).run(training(store, epochs=10), "key", store, nothing))
+    return asyncio.run(Local().run(training(store, epochs=10), "key", store, nothing))
 
 
 def checkpoint(cloud, key):

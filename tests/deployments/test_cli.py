@@ -129,7 +129,7 @@ def test_recorded_answers_are_measured_reported_and_cached(cli, recorded, tmp_pa
 
 def test_what_cannot_be_continued_or_repeated_is_said_in_one_line(cli, recorded, tmp_path):
     experiment = recorded()
-    assert cli("run", experiment, "--on", "threads=1").returncode == 0
+    assert cli("run", experiment, "--on", "at_once=1").returncode == 0
     done = cli("resume", "latest", "--refresh", "jugde")
     assert done.returncode == 0
     assert re.search(
@@ -140,7 +140,7 @@ def test_what_cannot_be_continued_or_repeated_is_said_in_one_line(cli, recorded,
     done = cli("remeasure", "latest")
     assert done.returncode == 0, done.stderr
     remeasured = json.loads((tmp_path / "runs" / "latest" / "run.json").read_text())
-    assert json.loads(remeasured["backend"])["threads"] == 1
+    assert json.loads(remeasured["backend"])["at_once"] == 1
     (tmp_path / "runs" / remeasured["baseline"] / "router_policy.json").rename(tmp_path / "policy")
     done = cli("resume", "latest")
     assert (done.returncode, done.stdout) == (2, "")

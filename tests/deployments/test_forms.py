@@ -69,7 +69,7 @@ def test_another_kind_begins_with_its_own_defaults():
 
 def test_where_it_runs_is_this_machine_unless_it_is_said():
     assert place_of(Usual()) == Local()
-    assert place_of(form_of(Local)(threads=1)) == Local(threads=1)
+    assert place_of(form_of(Local)(at_once=1)) == Local(at_once=1)
     assert place_of(form_of(Modal)(infer_minutes=7)) == Modal(infer_minutes=7)
     with pytest.raises(ConfigurationError, match="on: infer_gpu must be one of"):
         place_of(form_of(Modal)(infer_gpu="X1"))

@@ -129,7 +129,7 @@ def machines(s3, scheduler, tmp_path, monkeypatch):
 
 @pytest.fixture
 def cluster(scheduler, machines):
-    on = Dask(scheduler=scheduler, threads=1)
+    on = Dask(scheduler=scheduler)
 
     async def has_both():
         async with on._client() as client:
@@ -237,7 +237,7 @@ def test_shards_on_a_cluster_give_the_answers_of_one_machine_also_when_a_machine
         elicitation="plain",
         model=model.weights,
     )
-    alone = Local(threads=1).run(whole, "alone", Store.from_environment(), lambda *_: None)
+    alone = Local().run(whole, "alone", Store.from_environment(), lambda *_: None)
     assert asyncio.run(alone) == model.answered[0].generations
 
 
