@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from calibration.artifacts import Store
 from calibration.backends.ledger import Ledger
 from tests.commands import SMALL
+from tests.judges.compatible_server import CompatibleServer
 from tests.serving import Server
 
 COMMAND = Path(sys.executable).with_name("slm-calibration")
@@ -142,6 +144,37 @@ def test_killed_and_preempted_it_ends_as_a_local_run_and_no_job_ran_twice(cloud,
     assert len(stormy) == len(calm) == 2
     assert all(any(is_close(one, other) for other in calm) for one in stormy)
     assert not is_close(*calm)
+
+
+@pytest.mark.slow
+def test_killed_while_models_answer_and_while_answers_are_judged_nothing_is_paid_twice(
+    cloud, start, tmp_path, until
+):
+    """The results of the calls expire meanwhile: what a container made is on the volume."""
+    court = '[judge]\nkind = "openai"\nmodel = "judge-7b"\nservice = "court"\nconcurrency = 10\n'
+    (tmp_path / "judged.toml").write_text(SMALL.replace('[judge]\nkind = "exact"\n', court))
+    modal, ledger = ("--backend", "modal", "--on", "poll_seconds=0.5"), Ledger(Store(tmp_path / "store"))
+    with CompatibleServer(latency=0.03) as server:
+        here = {"OPENAI_BASE_URL": f"{server.url}/v1"}
+        signs = {
+            "run judged.toml": lambda: sum(c.kind == "infer" and c.call != "" for c in ledger.open()) == 2,
+            "resume latest": lambda: server.count > 30,
+        }
+        for command, sign in signs.items():
+            process = start(*command.split(), *modal, **here)
+            until(lambda sign=sign, process=process: sign() or process.poll() is not None, seconds=300)
+            assert process.poll() is None, "it ended before it was killed; see the last file said-*"
+            process.kill()
+            process.wait()
+            for call in of_kind(cloud, "infer"):
+                until(call.over.is_set, seconds=300)
+                call.expired = True
+        assert start("resume", "latest", *modal, **here).wait(timeout=500) == 0
+        assert server.count - len(server.cases) <= 10, "only what was under way is asked again"
+    kinds = Counter(call.function.function_name for call in cloud.calls.values())
+    assert kinds == {"obtain": 1, "infer": 4, "train": 2}
+    assert {len(call.containers) for call in cloud.calls.values()} == {1}
+    assert ledger.open() == []
 
 
 @pytest.mark.pocket

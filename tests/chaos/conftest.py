@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -98,6 +98,7 @@ class Attempt:
 
     process: subprocess.Popen
     said: Path
+    begun: float = field(default_factory=time.time)
 
     @property
     def words(self):
@@ -106,6 +107,25 @@ class Attempt:
     def stages(self):
         """How each stage that is over ended, from the lines that were written so far."""
         return {name: state for name, state in map(ending, self.words.splitlines()) if state}
+
+    def durations(self):
+        """The seconds that each stage took which is over."""
+        lines = [line.split() for line in self.words.splitlines() if ending(line)[1]]
+        return {" ".join(words[:-3]): float(words[-2]) for words in lines}
+
+    def under_way(self, place, wanted):
+        """The first stage to be under way of those that are wanted; None when it ends without one."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.words
+            if found := [stage for stage in place.going(self.begun) if wanted.get(stage)]:
+                return found[0]
+            time.sleep(0.01)
+        return None
+
+    def met(self, place):
+        """The stages that were under way when it was killed; none when it had ended."""
+        return place.going(self.begun) if self.process.returncode == -signal.SIGKILL else []
 
     def follow(self, until=None):
         """Wait for its end; with `until`, kill its group as soon as that stage is over."""
@@ -190,6 +210,19 @@ class Place:
         self.book.unlink()
         self.court.seen.clear()
         self.court.cases.clear()
+
+    def going(self, since):
+        """The stages of the run that are under way, by what was written in its folder since then."""
+        path = self.runs / "latest" / "stages.jsonl"
+        states = {}
+        with suppress(OSError):
+            if path.stat().st_mtime < since:
+                return []
+            for line in path.read_text().splitlines():
+                with suppress(ValueError):
+                    stage = json.loads(line)
+                    states[stage["name"]] = stage["state"]
+        return [name for name, state in states.items() if state == "Running"]
 
     def numbers(self, runs="runs"):
         """All that a report says, but for what it says of its run and of the time."""

@@ -35,7 +35,7 @@ def set_clock(tmp_path, monkeypatch):
     return move
 
 
-@pytest.mark.parametrize("hours", [7, -7], ids=["forward", "back"])
+@pytest.mark.parametrize("hours", [24, 7, -1, -7])
 def test_a_clock_that_is_set_changes_no_number_and_repeats_nothing(light, set_clock, hours):
     light.run().done()
     numbers = light.numbers()

@@ -48,8 +48,8 @@ class BatchServer(GeminiServer):
         return await self._handle(request)
 
     async def _create(self, request):
-        self.creates += 1
         batch = (await request.json())["batch"]
+        self.creates += 1  # once it is here as a whole
         say = self.create(self.creates) if self.create else None
         if say and say.status != 200:
             return web.Response(status=say.status, body=say.raw, content_type="application/json")

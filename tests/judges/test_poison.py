@@ -1,8 +1,14 @@
 """An answer that can never be judged: the others are, and no round after the first is stopped by it."""
 
 import asyncio
+import gzip
 import json
+import os
 import sqlite3
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +20,7 @@ from calibration.judges.provider import Reply, Usage
 from tests.judges.batch_server import BatchServer
 from tests.judges.gemini_server import MODEL, Say, error, throttle, tokens
 
+ROOT = Path(__file__).parents[2]
 FAULTS = {
     "500": error(500, "INTERNAL"),
     "reset": Say(wire="reset"),
@@ -208,3 +215,42 @@ def test_jobs_of_others_are_listed_however_odd_they_are(jobs, items):
     assert not unjudged(batch(items(5)))
     assert (server.creates, len(server.jobs)) == (1, 1)
     assert Store.from_environment().root.exists()
+
+
+BOMBED = """
+import asyncio, resource
+from calibration.judges import Gemini, Item
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def judge(start, count):
+    items = [Item(question_id=f"q{n}", question=f"What is {n}?", golds=(f"gold {n}",), answer=f"gold {n}")
+             for n in range(start, start + count)]
+    by = Gemini(timeout_seconds=4.0, retry_seconds=0.01)
+    return [v.label for v in asyncio.run(by.judge(items, progress=lambda f, n: None))]
+judge(1000, 5)
+before = peak()
+labels = judge(0, 40)
+print(labels.count("correct"), labels.count("unjudged"), peak() - before)
+"""
+LONG = b'{"candidates": [{"content": {"parts": [{"text": "' + b"x" * 60_000_000 + b'"}]}}]}'
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        Say(raw=LONG),
+        Say(raw=gzip.compress(b" " * 300_000_000, 1), headers={"Content-Encoding": "gzip"}),
+        Say(raw=zlib.compress(b" " * 300_000_000, 1), headers={"Content-Encoding": "deflate"}),
+    ],
+    ids=["60 MB", "gzip of 300 MB", "deflate of 300 MB"],
+)
+def test_replies_that_would_fill_the_memory_are_not_read_and_hold_up_no_other(serve, bomb):
+    server = serve(poisoned(bomb, range(0, 40, 4)))
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBED], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    right, unjudged, megabytes = done.stdout.split()
+    assert (int(right), int(unjudged)) == (30, 10)
+    assert float(megabytes) < 40
+    assert server.count == 5 + 30 + 10 * 6
