@@ -118,7 +118,7 @@ class Attempt:
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.words
-            if found := [stage for stage in place.going(self.begun) if wanted.get(stage)]:
+            if found := [stage for stage in place.going(self.begun) if stage in wanted]:
                 return found[0]
             time.sleep(0.01)
         return None
