@@ -24,7 +24,8 @@ from calibration.routing.goals import CostOptimal, Goal
 from calibration.routing.policy import Digests, RouterPolicy
 from calibration.routing.rules import Prices
 from calibration.schema import Schema
-from calibration.sources.rows import FileRow, key_rows, read_file, shown
+from calibration.sources.formats import shown
+from calibration.sources.rows import FileRow, key_rows, read_file
 from calibration.systems import Scores, System
 
 NOT_GIVEN = "(not given)"

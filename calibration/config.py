@@ -26,7 +26,7 @@ from calibration.routing.rules import Prices
 from calibration.schema import Schema
 from calibration.shards import Shards
 from calibration.sources import SourceConfig
-from calibration.sources.rows import shown
+from calibration.sources.formats import shown
 from calibration.splits import Splits
 from calibration.worlds.facts import World
 

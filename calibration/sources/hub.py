@@ -12,7 +12,8 @@ from calibration.endpoints import Endpoint, hub_endpoints
 from calibration.errors import DataError
 from calibration.records import Question
 from calibration.schema import Schema
-from calibration.sources.rows import question_id, shown
+from calibration.sources.formats import shown
+from calibration.sources.rows import question_id
 
 
 class HubSchema(Schema):

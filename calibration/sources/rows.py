@@ -7,24 +7,16 @@ is row 1, in a parquet file the first record is row 1.
 import ast
 import hashlib
 import json
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from calibration.artifacts import file_sha256
 from calibration.errors import DataError
 from calibration.schema import Schema
-
-Cells = dict[str, object]
-
-FORMATS = (".csv", ".csv.gz", ".jsonl", ".parquet")
-"""How the name of a data file ends."""
+from calibration.sources.formats import ending, load, shown
 
 
 class FileSchema(Schema):
@@ -99,19 +91,13 @@ class FileRow:
         )
 
 
-def shown(value: object) -> str:
-    """A value in one short line, for an error message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def stem(path: Path) -> str:
     """The name of a data file without the ending of its format; any other dot belongs to the name.
 
     >>> stem(Path("data/gemma-2.5.csv.gz")), stem(Path("gemma-2.5"))
     ('gemma-2.5', 'gemma-2.5')
     """
-    return path.name[: len(path.name) - len(_format(path) or "")]
+    return path.name[: len(path.name) - len(ending(path) or "")]
 
 
 def question_id(text: str) -> str:
@@ -135,7 +121,7 @@ def read_file(path: Path, columns: Sequence[str], limit: int | None = None) -> l
         DataError: The file is missing, empty, unreadable, or lacks a column.
     """
     _check_exists(path)
-    present, cells = _load(path)
+    present, cells = load(path)
     if absent := [column for column in columns if column not in present]:
         raise DataError(
             f"{path} must have a column {absent[0]!r}; it has {', '.join(map(repr, present))}. "
@@ -194,62 +180,6 @@ def _check_exists(path: Path) -> None:
     except OSError as error:  # a name too long, or a folder that must not be looked into
         found = str(error.strerror)
     raise DataError(f"{path} must be a data file; {found}. Check its name")
-
-
-def _format(path: Path) -> str | None:
-    """The ending that says how a file is read; None when it has none of them."""
-    return next((suffix for suffix in FORMATS if path.name.lower().endswith(suffix)), None)
-
-
-def _load(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:
-    """The columns, and each row with its number."""
-    readers = dict(zip(FORMATS, (_load_csv, _load_csv, _load_jsonl, _load_parquet), strict=True))
-    suffix = _format(path)
-    if suffix is None:
-        raise DataError(f"{path} must end in {', '.join(FORMATS)}. Save the data in one of these formats")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} must hold data; the file is empty. Write it again")
-    try:
-        return readers[suffix](path)
-    except (ValueError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        problem = " ".join(str(error).split())
-        raise DataError(f"{path} must be a readable {suffix} file; {problem}. Write it again") from error
-
-
-def _load_csv(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:
-    # The header is read as a row, so that pandas neither renames nor skips anything and the count is right.
-    frame = pd.read_csv(
-        path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig"
-    )
-    header, *rows = frame.itertuples(index=False, name=None)
-    names = [str(name).strip() for name in header]
-    if doubled := [name for name in names if name and names.count(name) > 1]:
-        raise ValueError(f"its header names {doubled[0]!r} twice")
-    return names, [(number, dict(zip(names, row, strict=True))) for number, row in enumerate(rows, start=2)]
-
-
-def _load_jsonl(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:
-    columns: dict[str, None] = {}
-    rows: list[tuple[int, Cells]] = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                # Numbers stay as they are written: an answer 1.50 is not 1.5.
-                row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"row {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} must be a JSON object; got {shown(row)}")  # noqa: TRY004 - a bad file
-            columns.update(dict.fromkeys(row))
-            rows.append((number, row))
-    return list(columns), rows
-
-
-def _load_parquet(path: Path) -> tuple[list[str], list[tuple[int, Cells]]]:
-    table = pq.read_table(path)
-    return table.column_names, list(enumerate(table.to_pylist(), start=1))
 
 
 def _read_list(text: str) -> object:
